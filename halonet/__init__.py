@@ -1,0 +1,6 @@
+"""HaloNet and its family of local self-attention backbones, in JAX and Flax."""
+
+from halonet.models.registry import create_model, list_models
+
+__all__ = ["create_model", "list_models"]
+__version__ = "0.1.0"

@@ -1,0 +1,22 @@
+"""What the commands have in common: quiet libraries, and errors in one line."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a command; a RunError becomes one line and its exit code."""
+  # Before TensorFlow is imported: its start-up messages are not for users.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+  from halonet.errors import RunError
+
+  try:
+    main()
+  except RunError as error:
+    sys.stdout.flush()
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+  except KeyboardInterrupt:
+    sys.exit("interrupted")

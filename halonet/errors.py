@@ -1,0 +1,30 @@
+"""Errors that a person is meant to read: one line, no traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RunError(Exception):
+  """A run cannot go on; the message says why and what to do about it."""
+
+  exit_code = 1
+
+
+class UsageError(RunError):
+  """What was asked for is impossible; nothing has been done yet."""
+
+  exit_code = 2
+
+
+def unknown(kind: str, name: str, known: Iterable[str], prefix: str = "") -> str:
+  """Words a wrong name: the nearest known one, then all of them.
+
+  `prefix` is put before the names that are offered.
+  """
+  known = sorted(known)
+  near = difflib.get_close_matches(name, known, n=1)
+  hint = f"did you mean {prefix}{near[0]}? " if near else ""
+  return (
+    f"there is no {kind} {prefix}{name}; {hint}known: "
+    + ", ".join(known)
+  )

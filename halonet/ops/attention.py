@@ -1,0 +1,289 @@
+"""Local self-attention as pure functions of arrays.
+
+`blocked_local_attention` is the operator of HaloNet (section 3 of
+arXiv:2103.12731): all queries of a block attend to one shared neighbourhood,
+the block and a halo around it,
+
+  y_ij = Σ_ab softmax_ab(q_ij · k_ab + q_ij · r_(a−i, b−j)) v_ab.
+
+The logits are computed in a *folded* form. Every query is extended by its row
+and its column logits, every key by two one-hot vectors that name its row and
+its column,
+
+  [q, q·R_row, q·R_col] · [k, onehot(row), onehot(col)],
+
+so that one matrix product on flat `block² × window²` tiles yields content and
+position together: there is no array with short trailing (window, window)
+dimensions, which the tiling of TPUs pads, and none is added by broadcasting.
+The border mask rides on the same terms at no cost.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from halonet.ops import blocks, relative
+
+
+def blocked_local_attention(
+  query: Float[Array, "b h w heads d"],
+  key: Float[Array, "b h w heads d"],
+  value: Float[Array, "b h w heads dv"],
+  relative_height: Float[Array, "offsets dh"],
+  relative_width: Float[Array, "offsets dw"],
+  *,
+  block_size: int,
+  halo_size: int,
+  stride: int = 1,
+  mask_padding: bool = True,
+) -> Float[Array, "b oh ow heads dv"]:
+  """Blocked local self-attention with relative positions (HaloNet, eq. 3).
+
+  The map may have any height and width: it is padded to whole blocks, and the
+  result is cropped. The logits are not scaled here; scale the query by
+  `head_dim ** -0.5` beforehand, as `halonet.models.layers.HaloAttention` does.
+
+  Args:
+    query: `[batch, height, width, heads, head_dim]`.
+    key: the same shape as `query`.
+    value: `[batch, height, width, heads, value_dim]`.
+    relative_height: embeddings of the row offsets `key − query`, in pixels,
+      from `−(block_size − 1 + halo_size)` upwards: `[2·(block_size +
+      halo_size) − 1, d_h]`. They meet the first `d_h` channels of the query.
+    relative_width: the same for column offsets, `[…, d_w]`; they meet the last
+      `d_w` channels. The paper's form, a row half concatenated with a column
+      half, is `d_h = d_w = head_dim / 2`; two full tables that are summed, as
+      in timm, are `d_h = d_w = head_dim`.
+    block_size: side of a block in pixels, at least 1.
+    halo_size: pixels that a neighbourhood reaches beyond its block, at least 0.
+    stride: keeps the queries at every `stride`-th row and column, and only
+      them; keys and values stay (the paper's attention downsampling). The
+      result equals `[:, ::stride, ::stride]` of the unstrided one, and is
+      computed at the strided cost where `stride` divides `block_size`.
+    mask_padding: whether keys beyond the border are left out of the softmax.
+      If not, they take part as zero vectors, with their relative logit.
+
+  Returns:
+    `[batch, ⌈height/stride⌉, ⌈width/stride⌉, heads, value_dim]` in the dtype
+    of `value`. Logits and softmax are float32 for narrower inputs.
+
+  Raises:
+    ValueError: if a size is out of range or the shapes do not fit.
+  """
+  _check(
+    query,
+    key,
+    value,
+    relative_height,
+    relative_width,
+    block_size,
+    halo_size,
+    stride,
+  )
+  if block_size % stride:  # The queries sit differently in every block.
+    output = blocked_local_attention(
+      query,
+      key,
+      value,
+      relative_height,
+      relative_width,
+      block_size=block_size,
+      halo_size=halo_size,
+      mask_padding=mask_padding,
+    )
+    return output[:, ::stride, ::stride]
+
+  height, width = query.shape[1:3]
+  logits = _folded_logits(
+    query,
+    key,
+    relative_height,
+    relative_width,
+    block_size=block_size,
+    halo_size=halo_size,
+    stride=stride,
+    mask_padding=mask_padding,
+  )
+  # The sum divides the few outputs, not the many weights.
+  maximum = lax.stop_gradient(logits.max(axis=-2, keepdims=True))
+  weights = jnp.exp(logits - maximum)
+  total = weights.sum(axis=-2)
+  value = _flat_windows(value, block_size, halo_size)
+  output = jnp.einsum(
+    "...kq,...kd->...qd",
+    weights.astype(value.dtype),
+    value,
+    preferred_element_type=logits.dtype,
+  )
+  output = (output / total[..., None]).astype(value.dtype)
+  batch, rows, cols, heads, _, dim = output.shape
+  side = block_size // stride
+  output = output.reshape(batch, rows, cols, heads, side, side, dim)
+  output = blocks.merge_blocks(jnp.moveaxis(output, 3, 5))
+  return output[:, : -(-height // stride), : -(-width // stride)]
+
+
+def blocked_local_attention_weights(
+  query: Float[Array, "b h w heads d"],
+  key: Float[Array, "b h w heads d"],
+  relative_height: Float[Array, "offsets dh"],
+  relative_width: Float[Array, "offsets dw"],
+  *,
+  block_size: int,
+  halo_size: int,
+  stride: int = 1,
+  mask_padding: bool = True,
+) -> Float[Array, "b rows cols heads side side window window"]:
+  """The softmax weights of `blocked_local_attention`, to be looked at.
+
+  Arguments as there; `stride` must divide `block_size`.
+
+  Returns:
+    `[batch, rows, columns, heads, side, side, window, window]` with `side =
+    block_size/stride` and `window = block_size + 2·halo_size`: for block
+    (row, column), where its query (i, j) looks in its neighbourhood, whose
+    first pixel is `(row·block_size − halo_size, column·block_size −
+    halo_size)` of the map. Rows and columns of blocks cover the padded map.
+
+  Raises:
+    ValueError: if a size is out of range or the shapes do not fit.
+  """
+  _check(
+    query,
+    key,
+    key,
+    relative_height,
+    relative_width,
+    block_size,
+    halo_size,
+    stride,
+  )
+  if block_size % stride:
+    raise ValueError(
+      f"stride {stride} must divide block_size {block_size} for the weights"
+    )
+  logits = _folded_logits(
+    query,
+    key,
+    relative_height,
+    relative_width,
+    block_size=block_size,
+    halo_size=halo_size,
+    stride=stride,
+    mask_padding=mask_padding,
+  )
+  weights = jnp.exp(logits - logits.max(axis=-2, keepdims=True))
+  weights = jnp.swapaxes(weights / weights.sum(axis=-2, keepdims=True), -1, -2)
+  side, window = block_size // stride, block_size + 2 * halo_size
+  return weights.reshape(*weights.shape[:4], side, side, window, window)
+
+
+def _folded_logits(
+  query,
+  key,
+  relative_height,
+  relative_width,
+  *,
+  block_size,
+  halo_size,
+  stride,
+  mask_padding,
+):
+  """Logits `[batch, rows, columns, heads, window², side²]`, keys first."""
+  height, width = key.shape[1:3]
+  window = block_size + 2 * halo_size
+  geometry = dict(block_size=block_size, halo_size=halo_size, stride=stride)
+
+  # [batch, rows, columns, heads, side, side, head_dim]
+  query = blocks.pad_to_blocks(query, block_size)[:, ::stride, ::stride]
+  query = blocks.split_blocks(query, block_size // stride)
+  query = jnp.moveaxis(query, 5, 3)
+  row_logits = relative.relative_logits(
+    jnp.swapaxes(query[..., : relative_height.shape[1]], -2, -3),
+    relative_height.astype(query.dtype),
+    **geometry,
+  )
+  row_logits = jnp.swapaxes(row_logits, -2, -3)
+  col_logits = relative.relative_logits(
+    query[..., query.shape[-1] - relative_width.shape[1] :],
+    relative_width.astype(query.dtype),
+    **geometry,
+  )
+  if mask_padding:
+    valid_rows = blocks.valid_keys(height, block_size, halo_size)
+    valid_cols = blocks.valid_keys(width, block_size, halo_size)
+    # A key beyond the border gets this once for its row and once for its
+    # column. Finite, because it meets the zeros of the one-hot vectors.
+    masked = jnp.finfo(query.dtype).min / 4
+    row_mask = jnp.where(valid_rows, 0, masked)[:, None, None, None, None, :]
+    col_mask = jnp.where(valid_cols, 0, masked)[:, None, None, None, :]
+    row_logits += row_mask.astype(query.dtype)
+    col_logits += col_mask.astype(query.dtype)
+  query = jnp.concatenate([query, row_logits, col_logits], axis=-1)
+  query = query.reshape(*query.shape[:4], -1, query.shape[-1])
+
+  key = _flat_windows(key, block_size, halo_size)
+  row, col = np.divmod(np.arange(window**2), window)
+  one_hot = np.concatenate([np.eye(window)[row], np.eye(window)[col]], axis=1)
+  one_hot = jnp.broadcast_to(
+    jnp.asarray(one_hot, key.dtype), (*key.shape[:-1], 2 * window)
+  )
+  key = jnp.concatenate([key, one_hot], axis=-1)
+  return jnp.einsum(
+    "...kd,...qd->...kq",
+    key,
+    query,
+    preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+  )
+
+
+def _flat_windows(x, block_size, halo_size):
+  """`[b, h, w, heads, d]` → `[b, rows, columns, heads, window², d]`."""
+  x = blocks.pad_to_blocks(x, block_size)
+  x = blocks.extract_halos(x, block_size, halo_size)
+  x = jnp.moveaxis(x, 5, 3)
+  return x.reshape(*x.shape[:4], -1, x.shape[-1])
+
+
+def _check(
+  query,
+  key,
+  value,
+  relative_height,
+  relative_width,
+  block_size,
+  halo_size,
+  stride,
+):
+  if block_size < 1:
+    raise ValueError(f"block_size is {block_size}; it must be at least 1")
+  if halo_size < 0:
+    raise ValueError(f"halo_size is {halo_size}; it must be at least 0")
+  if stride < 1:
+    raise ValueError(f"stride is {stride}; it must be at least 1")
+  if query.ndim != 5:
+    raise ValueError(
+      "query must be [batch, height, width, heads, head_dim], not"
+      f" {list(query.shape)}"
+    )
+  if key.shape != query.shape or value.shape[:-1] != query.shape[:-1]:
+    raise ValueError(
+      f"query {query.shape}, key {key.shape} and value {value.shape} must"
+      " agree in all but the last axis of value"
+    )
+  offsets = relative.num_offsets(block_size, halo_size)
+  for name, table in (
+    ("relative_height", relative_height),
+    ("relative_width", relative_width),
+  ):
+    if table.ndim != 2 or table.shape[0] != offsets:
+      raise ValueError(
+        f"{name} has shape {table.shape}; block_size {block_size} and halo_size"
+        f" {halo_size} ask for 2·(block_size + halo_size) − 1 = {offsets} rows"
+      )
+    if table.shape[1] > query.shape[-1]:
+      raise ValueError(
+        f"{name} is {table.shape[1]} wide, wider than head_dim"
+        f" {query.shape[-1]}"
+      )

@@ -1,0 +1,56 @@
+"""Trains a model from a config file: `python -m halonet.train --help`."""
+
+import argparse
+import pathlib
+
+from halonet import command
+from halonet.errors import UsageError
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    prog="python -m halonet.train",
+    description="Trains a model, or goes on where the same run stopped.",
+    epilog="Any field of the config can be set: --config.steps=100"
+    " --config.model.block_size=4 --config.optimizer.learning_rate=0.05",
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--config",
+    default="configs/digits.py",
+    metavar="FILE[:ARG]",
+    help="config file, with an argument for its get_config (%(default)s)",
+  )
+  parser.add_argument(
+    "--workdir",
+    metavar="DIR",
+    help="folder of this run; runs/NAME by default, for configs/NAME.py",
+  )
+  arguments, rest = parser.parse_known_args()
+  for word in rest:
+    if not word.startswith("--config."):
+      raise UsageError(f"unknown argument {word}; see --help")
+  name = pathlib.Path(arguments.config.partition(":")[0]).stem
+  workdir = arguments.workdir or f"runs/{name}"
+
+  # Heavy imports come after --help and after a slip in the arguments.
+  from halonet.training.config import load_config
+
+  overrides = [word.removeprefix("--config.") for word in rest]
+  config = load_config(arguments.config, overrides)
+
+  from halonet.training.loop import train
+
+  results = train(config, workdir)
+  print(
+    f"Wrote {workdir}: results.json, metrics.jsonl, tensorboard/, and"
+    f" checkpoints/ (last {results['checkpoint']}, best"
+    f" {results['best_checkpoint']})\n"
+    f"Next: python -m halonet.predict --workdir={workdir} IMAGE...\n"
+    f"test accuracy: {results['test_accuracy']:.4f}"
+    f" ({results['test_correct']} of {results['test_images']} images)"
+  )
+
+
+if __name__ == "__main__":
+  command.run(main)

@@ -1,0 +1,141 @@
+"""Checkpoints: the train state and the place in the data, through Orbax.
+
+A checkpoint is written beside its final place and then renamed, so a run that
+is killed leaves whole checkpoints only. Saving goes on in the background.
+"""
+
+import contextlib
+import pathlib
+
+from orbax.checkpoint import v1 as ocp
+
+from halonet.errors import RunError
+from halonet.training.state import TrainState
+
+
+class Checkpoints:
+  """The checkpoints of one run, by step.
+
+  Raises RunError, with the reason and the remedy, where one cannot be written
+  or read.
+  """
+
+  def __init__(self, directory: pathlib.Path, keep: int | None = None):
+    """Opens a directory of checkpoints.
+
+    Args:
+      directory: made if it does not exist.
+      keep: how many of the latest survive a save, beside the most accurate
+        one; None to read only, while another process may be writing.
+    """
+    policies = ocp.training.preservation_policies
+    preservation = None
+    if keep is not None:
+      most_accurate = policies.BestN(
+        get_metric_fn=lambda metrics: metrics["accuracy"],
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      )
+      preservation = policies.AnyPreservationPolicy(
+        [policies.LatestN(keep), most_accurate]
+      )
+    self.directory = directory
+    self._orbax = ocp.training.Checkpointer(
+      directory.absolute(),
+      preservation_policy=preservation,
+      cleanup_tmp_directories=keep is not None,
+    )
+
+  @property
+  def latest(self) -> int | None:
+    """Step of the latest checkpoint, or None."""
+    return max(self.accuracies(), default=None)
+
+  @property
+  def best(self) -> int | None:
+    """Step of the most accurate checkpoint, the latest among equals, or None
+    if none was evaluated."""
+    evaluated = [
+      (accuracy, step)
+      for step, accuracy in self.accuracies().items()
+      if accuracy is not None
+    ]
+    return max(evaluated)[1] if evaluated else None
+
+  def accuracies(self) -> dict[int, float | None]:
+    """Step → accuracy on the test split, None where it was not evaluated."""
+    return {
+      checkpoint.step: (checkpoint.metrics or {}).get("accuracy")
+      for checkpoint in self._orbax.checkpoints
+    }
+
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    batches: int,
+    accuracy: float | None = None,
+  ) -> None:
+    """Starts to save, once the save before is done.
+
+    Args:
+      step: the name of the checkpoint; one that exists is left as it is.
+      state: the state after `step` steps; it may be donated afterwards.
+      batches: how many training batches were consumed.
+      accuracy: on the test split, if it was evaluated.
+    """
+    if step == self.latest:
+      return
+    with self._explained():
+      self._orbax.save_checkpointables_async(
+        step,
+        {"state": state, "iterator": {"batches": batches}},
+        force=True,
+        metrics=None if accuracy is None else {"accuracy": accuracy},
+      )
+
+  def restore(
+    self, step: int, abstract_state: TrainState
+  ) -> tuple[TrainState, int]:
+    """Reads a state and the number of training batches consumed before it."""
+    try:
+      restored = self._orbax.load_checkpointables(
+        step, {"state": abstract_state, "iterator": {"batches": 0}}
+      )
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
+      raise RunError(
+        f"checkpoint {self.directory / str(step)} cannot be read:"
+        f" {_first_line(error)}. Move it away to go on from the one before it"
+      ) from error
+    return restored["state"], restored["iterator"]["batches"]
+
+  def wait(self) -> None:
+    """Waits until the last save is done."""
+    with self._explained():
+      self._orbax.wait()
+
+  def close(self) -> None:
+    """Waits for the last save and lets go of the directory."""
+    with self._explained():
+      self._orbax.close()
+
+  @contextlib.contextmanager
+  def _explained(self):
+    try:
+      yield
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
+      whole = [
+        int(path.name)
+        for path in self.directory.iterdir()
+        if path.name.isdigit()
+      ]
+      safe = f"that of step {max(whole)}" if whole else "none"
+      raise RunError(
+        f"a checkpoint cannot be written in {self.directory}:"
+        f" {_first_line(error)}. The latest whole one is {safe}; mend the"
+        " cause and give the same command again"
+      ) from error
+
+
+def _first_line(error):
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
