@@ -12,12 +12,12 @@ def get_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
       seed=0,
-      steps=850,
+      steps=1200,
       batch_size=64,
       # Two stages, on maps of 8×8 and 4×4: the images are small.
       model=dict(
         name="halonet_h1",
-        block_size=4,
+        block_size=2,
         halo_size=1,
         depths=(2, 2),
         heads=(4, 4),

@@ -16,7 +16,9 @@ class UsageError(RunError):
   exit_code = 2
 
 
-def unknown(kind: str, name: str, known: Iterable[str], prefix: str = "") -> str:
+def unknown(
+  kind: str, name: str, known: Iterable[str], prefix: str = ""
+) -> str:
   """Words a wrong name: the nearest known one, then all of them.
 
   `prefix` is put before the names that are offered.
@@ -24,7 +26,4 @@ def unknown(kind: str, name: str, known: Iterable[str], prefix: str = "") -> str
   known = sorted(known)
   near = difflib.get_close_matches(name, known, n=1)
   hint = f"did you mean {prefix}{near[0]}? " if near else ""
-  return (
-    f"there is no {kind} {prefix}{name}; {hint}known: "
-    + ", ".join(known)
-  )
+  return f"there is no {kind} {prefix}{name}; {hint}known: " + ", ".join(known)

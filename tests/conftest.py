@@ -11,7 +11,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import jaxtyping
 
-jaxtyping.install_import_hook("halonet", "beartype.beartype")
+jaxtyping.install_import_hook(
+  ["halonet.ops", "halonet.models"], "beartype.beartype"
+)
 
 import hypothesis
 import pytest
@@ -29,3 +31,43 @@ def unchecked_shapes():
   jaxtyping.config.update("jaxtyping_disable", True)
   yield
   jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+  """The embedded digits as TFDS records on disk, prepared once."""
+  from halonet.data import pipeline
+
+  path = str(tmp_path_factory.mktemp("tfds"))
+  pipeline.prepare(pipeline.load_builder("digits", path))
+  return path
+
+
+@pytest.fixture
+def small_config(data_dir):
+  """A complete config of a tiny model on the digits; takes overrides."""
+  from halonet.training.config import load_config
+
+  def make(*overrides):
+    return load_config(
+      "configs/digits.py", [*small_overrides(data_dir), *overrides]
+    )
+
+  return make
+
+
+def small_overrides(data_dir):
+  """Overrides that make configs/digits.py a matter of seconds."""
+  return [
+    f"data.data_dir={data_dir}",
+    "data.image_size=16",
+    "batch_size=128",
+    "steps=24",
+    "model.base_width=8",
+    "model.depths=(1,1)",
+    "model.heads=(2,2)",
+    "optimizer.warmup_steps=4",
+    "log_every=1",
+    "eval_every=12",
+    "checkpoint_every=5",
+  ]

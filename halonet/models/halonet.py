@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from halonet.models import layers
@@ -184,7 +185,7 @@ class Bottleneck(nn.Module):
   project: bool
   mask_padding: bool
   zero_init_residual: bool
-  dtype: jnp.dtype
+  dtype: DTypeLike
   norm: Any
 
   @nn.compact
@@ -205,9 +206,7 @@ class Bottleneck(nn.Module):
     y = nn.relu(self.norm(name="attention_norm")(y))
     y = _dense(features, self.dtype, "expand")(y)
     scale_init = (
-      nn.initializers.zeros
-      if self.zero_init_residual
-      else nn.initializers.ones
+      nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
     )
     y = self.norm(scale_init=scale_init, name="expand_norm")(y)
     if self.project:

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from halonet.ops import relative
@@ -46,7 +47,7 @@ class HaloAttention(nn.Module):
   value_features: int | None = None
   stride: int = 1
   mask_padding: bool = True
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import ml_collections
 
@@ -127,7 +126,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   ):
     value = _get(config, field)
     if not value >= least:
-      raise UsageError(f"config.{field} is {value}; it must be at least {least}")
+      raise UsageError(
+        f"config.{field} is {value}; it must be at least {least}"
+      )
   if config.seed >= 2**31:
     raise UsageError(f"config.seed is {config.seed}; it must be below 2**31")
   if not 0 < config.data.crop_area <= 1:

@@ -1,12 +1,16 @@
 """Exact evaluation: every test image counts once."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import ml_collections
+import tensorflow_datasets as tfds
+from jax.sharding import Mesh
 
 from halonet.data import pipeline
-from halonet.training.state import batch_sharding
+from halonet.training.state import TrainState, batch_sharding
+from halonet.training.step import Metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +33,17 @@ class Evaluation:
 
 
 def evaluate(
-  eval_step, params, batch_stats, builder, config: ml_collections.ConfigDict, mesh
+  eval_step: Callable[..., Metrics],
+  state: TrainState,
+  builder: tfds.core.DatasetBuilder,
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
 ) -> Evaluation:
   """Runs `eval_step` over the test split and adds up what it returns."""
   sums = []
   batches = pipeline.test_batches(builder, config)
   for batch in pipeline.on_device(batches, batch_sharding(mesh)):
-    sums.append(eval_step(params, batch_stats, batch))
+    sums.append(eval_step(state.params, state.batch_stats, batch))
   # A batch's counts are exact in float32; their sum is taken in Python.
   images, correct, loss = (
     sum(float(batch[name]) for batch in jax.device_get(sums))

@@ -81,9 +81,7 @@ def train(
     model = config_lib.create_model(config, num_classes=len(labels))
     optimizer = optimizer_lib.make_optimizer(config)
     schedule = optimizer_lib.make_schedule(config)
-    train_step = make_train_step(
-      model, optimizer, config.label_smoothing, mesh
-    )
+    train_step = make_train_step(model, optimizer, config.label_smoothing, mesh)
     eval_step = make_eval_step(model, mesh)
 
     # ------------------------------------------------------ state or restore
@@ -153,9 +151,7 @@ def train(
             f"  ETA {datetime.timedelta(seconds=round(eta))}"
           )
         if test:
-          evaluation = evaluate(
-            eval_step, state.params, state.batch_stats, builder, config, mesh
-          )
+          evaluation = evaluate(eval_step, state, builder, config, mesh)
           writer.write(
             step,
             test_accuracy=evaluation.accuracy,
@@ -174,9 +170,7 @@ def train(
 
     # --------------------------------------------------------------- result
     if evaluation is None:  # Stopped between the last save and the result.
-      evaluation = evaluate(
-        eval_step, state.params, state.batch_stats, builder, config, mesh
-      )
+      evaluation = evaluate(eval_step, state, builder, config, mesh)
     results = {
       "test_accuracy": evaluation.accuracy,
       "test_correct": evaluation.correct,

@@ -1,6 +1,7 @@
 """The training step and the evaluation step, compiled over a mesh."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,11 +70,12 @@ def make_train_step(
 
 def make_eval_step(
   model: nn.Module, mesh: Mesh
-) -> Callable[[TrainState, dict[str, jax.Array]], Metrics]:
+) -> Callable[[Any, Any, dict[str, jax.Array]], Metrics]:
   """Compiles the evaluation of one global batch.
 
-  The step returns sums over the images of weight 1: `images`, `correct` and
-  `loss` (cross-entropy without label smoothing, in nats).
+  The step takes parameters, batch-norm statistics, and a batch of `image`,
+  `label` and `weight`. It returns sums over the images of weight 1: `images`,
+  `correct` and `loss` (cross-entropy without label smoothing, in nats).
   """
 
   def eval_step(params, batch_stats, batch):

@@ -1,18 +1,20 @@
 """The folder of one run: what it holds, and whose it is.
 
-  config.json    the complete config; another one is refused
-  labels.txt     the names of the classes, a line each
-  checkpoints/   one folder per saved step
-  metrics.jsonl  a JSON object per line: the step and its figures
-  tensorboard/   the same for TensorBoard
-  results.json   how the run ended; written last
+config.json    the complete config; another one is refused
+labels.txt     the names of the classes, a line each
+checkpoints/   one folder per saved step
+metrics.jsonl  a JSON object per line: the step and its figures
+tensorboard/   the same for TensorBoard
+results.json   how the run ended; written last
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
-from typing import Any, TextIO
+from collections.abc import Iterator
+from typing import Any
 
 import ml_collections
 
@@ -34,11 +36,9 @@ class Workdir:
     self._labels = self.path / "labels.txt"
     self._results = self.path / "results.json"
 
-  def claim(self, config: ml_collections.ConfigDict) -> TextIO:
-    """Makes the folder this config's, or finds that it is.
-
-    Returns:
-      An open file; the claim lasts until it is closed or the process ends.
+  @contextlib.contextmanager
+  def claim(self, config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Makes the folder this config's, or finds that it is, and holds it.
 
     Raises:
       UsageError: if the folder cannot be written, belongs to another config or
@@ -54,21 +54,27 @@ class Workdir:
           f"--workdir {self.path} holds {strangers[0]} but no config.json, so"
           " it is not the folder of a run; name a new one"
         )
-      lock = open(self.path / ".lock", "w")  # noqa: SIM115  Returned open.
+      lock = open(self.path / ".lock", "w")  # noqa: SIM115  Closed below.
     except OSError as error:
       raise UsageError(
         f"--workdir {self.path} cannot be written: {error.strerror}"
       ) from None
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      raise UsageError(
-        f"another process is training in {self.path}; wait for it, or name"
-        " another --workdir"
-      ) from None
+    with lock:
+      try:
+        # Given up by the system, too, however the process ends.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError:
+        raise UsageError(
+          f"another process is training in {self.path}; wait for it, or name"
+          " another --workdir"
+        ) from None
+      self._compare_or_write(config)
+      yield
+
+  def _compare_or_write(self, config):
     if not self._config.exists():
       _write(self._config, config_lib.to_json(config))
-      return lock
+      return
     changed = config_lib.differences(self.config(), config)
     if changed:
       raise UsageError(
@@ -76,7 +82,6 @@ class Workdir:
         + ", ".join(changed)
         + "); undo the change, or name a new --workdir"
       )
-    return lock
 
   def config(self) -> ml_collections.ConfigDict:
     """Reads the run's config; UsageError if this is not a run's folder."""

@@ -218,9 +218,7 @@ def test_bad_sizes_are_named(change, message):
 
 
 def test_shapes_that_do_not_fit_are_named(unchecked_shapes):
-  (query, key, value, *tables), _, options = arrays(
-    case((1, 4, 4, 1, 4), 2, 1)
-  )
+  (query, key, value, *tables), _, options = arrays(case((1, 4, 4, 1, 4), 2, 1))
   with pytest.raises(ValueError, match="must agree"):
     blocked_local_attention(query, key[:, :2], value, *tables, **options)
   with pytest.raises(ValueError, match=r"query must be \[batch"):

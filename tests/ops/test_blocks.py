@@ -29,7 +29,9 @@ def test_halos_are_slices_of_the_padded_map(rows, cols, block_size, halo_size):
 
 
 @given(
-  height=st.integers(1, 9), width=st.integers(1, 9), block_size=st.integers(1, 6)
+  height=st.integers(1, 9),
+  width=st.integers(1, 9),
+  block_size=st.integers(1, 6),
 )
 def test_pad_split_merge(height, width, block_size):
   x = np.random.default_rng(0).normal(size=(2, height, width, 3, 2))

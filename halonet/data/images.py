@@ -1,0 +1,53 @@
+"""Image files of any kind and size, as people have them."""
+
+import pathlib
+
+import ml_collections
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from halonet.data import preprocessing
+from halonet.errors import UsageError
+
+
+def read_image(path: str | pathlib.Path) -> Image.Image:
+  """Reads an image file as RGB.
+
+  The orientation that cameras note is applied, transparency is laid on white,
+  and 16-bit grey keeps its upper 8 bits.
+
+  Raises:
+    UsageError: if there is no such file, or no image in it.
+  """
+  try:
+    with Image.open(path) as image:
+      image = ImageOps.exif_transpose(image)
+      if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.clip(np.asarray(image, np.int64) >> 8, 0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+      if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+      return image.convert("RGB")
+  except FileNotFoundError:
+    raise UsageError(f"there is no file {path}") from None
+  except UnidentifiedImageError:
+    raise UsageError(f"{path} is no image that Pillow knows") from None
+  except (OSError, ValueError, Image.DecompressionBombError) as error:
+    raise UsageError(f"image {path} cannot be read: {error}") from None
+
+
+def model_input(
+  image: Image.Image, config: ml_collections.ConfigDict
+) -> np.ndarray:
+  """Prepares an image as the test split is: float32 `[size, size, 3]`.
+
+  Args:
+    image: RGB, of any size; its largest central square is used.
+    config: the `data` part of a training config.
+  """
+  pixels = tf.constant(np.asarray(image))
+  square = preprocessing.central_square(pixels, config.image_size)
+  return preprocessing.normalise(square, config).numpy()

@@ -1,0 +1,71 @@
+"""The model of a run, from its workdir."""
+
+import dataclasses
+
+import jax
+import ml_collections
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from halonet.errors import UsageError, unknown
+from halonet.training import config as config_lib
+from halonet.training import optimizer as optimizer_lib
+from halonet.training.checkpoint import Checkpoints
+from halonet.training.state import (
+  TrainState,
+  abstract_state,
+  make_init,
+  make_mesh,
+)
+from halonet.training.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+  """A model and its weights, as a run left them after `step` steps."""
+
+  config: ml_collections.ConfigDict
+  labels: list[str]
+  model: nn.Module
+  state: TrainState
+  step: int
+  mesh: Mesh
+
+  @property
+  def variables(self) -> dict:
+    """What `model.apply` takes."""
+    return {
+      "params": self.state.params,
+      "batch_stats": self.state.batch_stats,
+    }
+
+
+def restore_model(workdir_path: str, step: int | None = None) -> TrainedModel:
+  """Reads a run's model; of its latest checkpoint, unless `step` is given.
+
+  Raises:
+    UsageError: if the workdir is no run's, or has no such checkpoint.
+    RunError: if the checkpoint cannot be read.
+  """
+  workdir = Workdir(workdir_path)
+  config = workdir.config()
+  if not workdir.checkpoints.is_dir():
+    raise UsageError(f"--workdir {workdir.path} has no checkpoints yet")
+  checkpoints = Checkpoints(workdir.checkpoints)
+  steps = sorted(checkpoints.accuracies())
+  if not steps:
+    raise UsageError(f"--workdir {workdir.path} has no checkpoints yet")
+  if step is None:
+    step = steps[-1]
+  if step not in steps:
+    message = unknown("checkpoint of step", str(step), map(str, steps))
+    raise UsageError(f"--step: {message}")
+
+  labels = workdir.labels()
+  mesh = make_mesh(jax.local_devices()[:1])
+  model = config_lib.create_model(config, num_classes=len(labels))
+  optimizer = optimizer_lib.make_optimizer(config)
+  init = make_init(model, optimizer, config.data.image_size, mesh)
+  state, _ = checkpoints.restore(step, abstract_state(init, mesh))
+  checkpoints.close()
+  return TrainedModel(config, labels, model, state, step, mesh)

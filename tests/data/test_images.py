@@ -1,0 +1,59 @@
+"""Image files of every kind that people have."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from halonet.data import images
+from halonet.errors import UsageError
+from tests.data.test_preprocessing import data, photograph
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+  path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+  photograph(40, 30, "L" if mode in ("1", "LA") else "RGB").convert(mode).save(
+    path
+  )
+  image = images.read_image(path)
+  assert image.mode == "RGB" and image.size == (40, 30)
+  array = images.model_input(image, data(image_size=16))
+  assert array.shape == (16, 16, 3) and array.dtype == np.float32
+
+
+def test_sixteen_bits_keep_the_upper_eight(tmp_path):
+  path = tmp_path / "image.png"
+  Image.fromarray(np.array([[0, 128 << 8, 65535]], np.uint16)).save(path)
+  grey = np.asarray(images.read_image(path))[0, :, 0]
+  assert grey.tolist() == [0, 128, 255]
+
+
+def test_transparency_is_white(tmp_path):
+  path = tmp_path / "image.png"
+  Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(path)
+  assert (np.asarray(images.read_image(path)) == 255).all()
+
+
+def test_camera_orientation_is_applied(tmp_path):
+  path = tmp_path / "image.jpg"
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turned by a quarter.
+  photograph(40, 30).save(path, exif=exif)
+  assert images.read_image(path).size == (30, 40)
+
+
+def test_no_image_is_one_clear_error(tmp_path):
+  with pytest.raises(UsageError, match=r"there is no file .*none\.png"):
+    images.read_image(tmp_path / "none.png")
+  text = tmp_path / "text.png"
+  text.write_text("no image")
+  with pytest.raises(UsageError, match=r"text\.png is no image"):
+    images.read_image(text)
+  whole = tmp_path / "whole.png"
+  photograph(200, 200).save(whole)
+  cut = tmp_path / "cut.png"
+  cut.write_bytes(whole.read_bytes()[:2000])
+  with pytest.raises(UsageError, match=r"image .*cut\.png cannot be read"):
+    images.read_image(cut)
+  with pytest.raises(UsageError, match="cannot be read"):
+    images.read_image(tmp_path)

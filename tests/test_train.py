@@ -1,0 +1,261 @@
+"""Training from the command line: whole runs, kills, signals and slips."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from halonet import command, train
+from halonet.training.restore import restore_model
+from tests.conftest import small_overrides
+
+
+def run_command(*arguments, devices=1):
+  """Starts training in a process of its own, with a line at a time to read."""
+  environment = os.environ | {
+    "JAX_NUM_CPU_DEVICES": str(devices),
+    "PYTHONUNBUFFERED": "1",
+  }
+  return subprocess.Popen(
+    [sys.executable, "-m", "halonet.train", *arguments],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=environment,
+  )
+
+
+def arguments(data_dir, workdir, *overrides):
+  overrides = [*small_overrides(data_dir), *overrides]
+  return [f"--workdir={workdir}", *(f"--config.{text}" for text in overrides)]
+
+
+def finish(process):
+  output, _ = process.communicate(timeout=300)
+  return process.returncode, output
+
+
+def wait_for(process, text):
+  for line in process.stdout:
+    if text in line:
+      return
+  raise AssertionError(f"ended without {text!r}")
+
+
+def losses(workdir):
+  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def assert_same_run(workdir, expected):
+  """Same bits in every parameter, statistic and momentum; same losses."""
+  states = [restore_model(str(path)).state for path in (workdir, expected)]
+  leaves = [jax.tree.leaves_with_path(state) for state in states]
+  for (path, actual), (_, wanted) in zip(*leaves, strict=True):
+    np.testing.assert_array_equal(actual, wanted, err_msg=str(path))
+  assert losses(workdir) == losses(expected)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data_dir):
+  """A run of 24 steps (over two epochs), and what it printed."""
+  workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+  code, output = finish(run_command(*arguments(data_dir, workdir)))
+  assert code == 0, output
+  return workdir, output
+
+
+def test_a_run_says_what_it_does_and_ends_with_its_accuracy(uninterrupted):
+  workdir, output = uninterrupted
+  lines = output.splitlines()
+  results = json.loads((workdir / "results.json").read_text())
+  accuracy = results["test_accuracy"]
+  assert lines[-1] == (
+    f"test accuracy: {accuracy:.4f} ({results['test_correct']} of 450 images)"
+  )
+  assert accuracy == results["test_correct"] / 450
+  assert f"Wrote {workdir}" in lines[-3]
+  assert "Total: " in output  # The overview of the parameters.
+  assert any("images/s" in line and "ETA" in line for line in lines)
+  assert "Traceback" not in output and "Warning" not in output
+  assert results["steps"] == 24 and results["test_images"] == 450
+  assert sorted(losses(workdir)) == list(range(1, 25))
+  assert list((workdir / "tensorboard").iterdir())
+  kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+  assert kept == {15, 20, 24}
+  assert (workdir / "labels.txt").read_text().split() == list("0123456789")
+
+
+def test_a_finished_run_says_so(uninterrupted, data_dir):
+  workdir, _ = uninterrupted
+  before = (workdir / "results.json").read_bytes()
+  code, output = finish(run_command(*arguments(data_dir, workdir)))
+  assert code == 0 and "This run is finished" in output
+  assert output.splitlines()[-1].startswith("test accuracy: ")
+  assert "Compil" not in output
+  assert (workdir / "results.json").read_bytes() == before
+
+
+def test_killed_at_any_moment_it_ends_the_same(
+  uninterrupted, tmp_path, data_dir
+):
+  workdir = tmp_path / "run"
+  command_line = arguments(data_dir, workdir)
+  # Before the first step; between checkpoints; and while one is written.
+  for moment in ("Compiling", "step 8/24", "step 15/24"):
+    process = run_command(*command_line)
+    wait_for(process, moment)
+    if moment == "step 15/24":
+      deadline = time.monotonic() + 10
+      while time.monotonic() < deadline:
+        names = [path.name for path in (workdir / "checkpoints").iterdir()]
+        if any(name.startswith("15") for name in names):
+          break
+    process.kill()
+    finish(process)
+    assert not (workdir / "results.json").exists()
+  code, output = finish(run_command(*command_line))
+  assert code == 0, output
+  assert "Going on from step" in output
+  assert_same_run(workdir, uninterrupted[0])
+
+
+def test_sigterm_saves_and_leaves(uninterrupted, tmp_path, data_dir):
+  workdir = tmp_path / "run"
+  command_line = arguments(data_dir, workdir)
+  process = run_command(*command_line)
+  wait_for(process, "step 7/24")
+  process.send_signal(signal.SIGTERM)
+  code, output = finish(process)
+  assert code == 128 + signal.SIGTERM
+  saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+  assert saved >= 7
+  last = output.splitlines()[-1]
+  assert last == (
+    f"error: SIGTERM: saved {workdir / 'checkpoints' / str(saved)}; the same"
+    " command goes on from there"
+  )
+  code, output = finish(run_command(*command_line))
+  assert code == 0 and f"Going on from step {saved}," in output
+  assert_same_run(workdir, uninterrupted[0])
+
+
+def test_killed_between_the_last_save_and_the_result(
+  uninterrupted, tmp_path, data_dir
+):
+  import shutil
+
+  workdir = tmp_path / "run"
+  shutil.copytree(uninterrupted[0], workdir)
+  results = json.loads((workdir / "results.json").read_text())
+  (workdir / "results.json").unlink()
+  code, output = finish(run_command(*arguments(data_dir, workdir)))
+  assert code == 0, output
+  again = json.loads((workdir / "results.json").read_text())
+  for name in ("test_accuracy", "test_loss", "steps", "best_checkpoint"):
+    assert again[name] == results[name]
+
+
+def test_eight_devices_train_as_one_does(uninterrupted, tmp_path, data_dir):
+  workdir = tmp_path / "run"
+  code, output = finish(run_command(*arguments(data_dir, workdir), devices=8))
+  assert code == 0, output
+  assert "Devices: 8" in output
+  actual, expected = losses(workdir), losses(uninterrupted[0])
+  # Sums in another order: rounding, which descent amplifies step by step.
+  np.testing.assert_allclose(
+    [actual[step] for step in range(1, 21)],
+    [expected[step] for step in range(1, 21)],
+    rtol=1e-3,
+  )
+  results = json.loads((workdir / "results.json").read_text())
+  assert results["test_images"] == 450
+
+
+def main(monkeypatch, capfd, *words):
+  """Runs the command here; returns its exit code and what it complained."""
+  monkeypatch.setattr(sys, "argv", ["halonet.train", *words])
+  try:
+    command.run(train.main)
+  except SystemExit as error:
+    return error.code, capfd.readouterr().err
+  return 0, capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "word, message",
+  [
+    ("--config.stepz=1", "did you mean config.steps?"),
+    ("--config.model.block_size=0", "block_size is 0"),
+    ("--config.model.halo_size=-1", "halo_size is -1"),
+    ("--config.model.heads=(3,3)", "heads is 3, which does not divide"),
+    ("--config.batch_size=100", "config.batch_size is 100, which 8 devices"),
+    ("--config.model.name=halonet", "did you mean halonet_h"),
+    ("--config.data.name=digit", "did you mean digits?"),
+    ("--config.data.test_split=dev", "config.data.test_split"),
+    ("--workdir=/dev/null/run", "--workdir /dev/null/run cannot be written"),
+    ("--config=none.py", "there is no file none.py"),
+    ("--confg=x.py", "unknown argument --confg=x.py"),
+  ],
+)
+def test_a_slip_is_answered_in_one_line(
+  monkeypatch, capfd, tmp_path, data_dir, word, message
+):
+  compiled = []
+  monkeypatch.setattr(
+    "halonet.training.loop.make_init", lambda *a: compiled.append(a)
+  )
+  words = arguments(data_dir, tmp_path / "run")
+  code, complaint = main(monkeypatch, capfd, *words, word)
+  assert code == 2
+  assert message in complaint
+  assert complaint.startswith("error: ") and complaint.count("\n") == 1
+  assert not compiled
+
+
+def test_a_workdir_of_another_config_is_refused(
+  monkeypatch, capfd, uninterrupted, data_dir
+):
+  workdir, _ = uninterrupted
+  words = arguments(data_dir, workdir, "optimizer.momentum=0.8")
+  code, complaint = main(monkeypatch, capfd, *words)
+  assert code == 2
+  assert "(optimizer.momentum: 0.9 → 0.8)" in complaint
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+  monkeypatch, capfd, tmp_path, data_dir
+):
+  workdir = tmp_path / "run"
+  words = arguments(
+    data_dir, workdir, "optimizer.learning_rate=1e30", "checkpoint_every=1"
+  )
+  code, complaint = main(monkeypatch, capfd, *words)
+  assert code == 1
+  saved = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+  assert f"at step {saved[-1] + 1}; the last good checkpoint is" in complaint
+  assert str(workdir / "checkpoints" / str(saved[-1])) in complaint
+  assert "Lower config.optimizer.learning_rate (it is 1e+30)" in complaint
+  assert complaint.count("\n") == 1
+
+
+def test_help_needs_no_heavy_import():
+  code = (
+    "import sys; sys.argv = ['train', '--help']\n"
+    "from halonet import train\n"
+    "try: train.main()\n"
+    "except SystemExit: pass\n"
+    "assert not {'tensorflow', 'clu'} & set(sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert "--config.model.block_size=4" in done.stdout

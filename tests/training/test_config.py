@@ -1,0 +1,149 @@
+"""Configs: complete, checked, and wrong in words that help."""
+
+import pytest
+
+from halonet.errors import UsageError
+from halonet.training import config as config_lib
+
+DIGITS = "configs/digits.py"
+
+
+def write(tmp_path, body):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "import ml_collections\n"
+    f"def get_config(*args):\n  return ml_collections.ConfigDict({body})\n"
+  )
+  return str(path)
+
+
+def test_a_file_sets_what_differs_from_the_defaults(tmp_path):
+  path = write(
+    tmp_path, "dict(steps=700, model=dict(name='halonet_h4', rb=2.0))"
+  )
+  config = config_lib.load_config(path)
+  assert config.steps == 700 and config.batch_size == 64
+  assert config.model.to_dict() == {
+    "name": "halonet_h4",
+    "block_size": 12,
+    "halo_size": 2,
+    "rv": 1.0,
+    "rb": 2.0,
+    "depths": (3, 3, 12, 3),
+    "heads": (4, 8, 8, 8),
+    "base_width": 64,
+    "df": 1280,
+    "mask_padding": True,
+    "zero_init_residual": True,
+    "dtype": "float32",
+  }
+  assert config.data.image_size == 384  # The model's own.
+
+
+def test_overrides_win_and_have_the_fields_kind():
+  config = config_lib.load_config(
+    DIGITS,
+    [
+      "steps=2000",
+      "optimizer.learning_rate=1",
+      "model.depths=(1,2)",
+      "model.df=64",
+      "model.mask_padding=false",
+      "data.data_dir=/some/where",
+      "data.flip=True",
+    ],
+  )
+  assert config.steps == 2000
+  assert config.optimizer.learning_rate == 1.0
+  assert isinstance(config.optimizer.learning_rate, float)
+  assert config.model.depths == (1, 2) and config.model.df == 64
+  assert config.model.mask_padding is False and config.data.flip is True
+  assert config.data.data_dir == "/some/where"
+
+
+def test_an_overridden_model_brings_its_own_fields(tmp_path):
+  path = write(tmp_path, "dict(model=dict(name='halonet_h0'))")
+  config = config_lib.load_config(path, ["model.name=halonet_h6"])
+  assert config.model.block_size == 8 and config.model.halo_size == 4
+
+
+def test_argument_of_the_file(tmp_path):
+  path = write(tmp_path, "dict(steps=int(args[0]))")
+  assert config_lib.load_config(f"{path}:120").steps == 120
+
+
+def test_json_is_the_identity():
+  config = config_lib.load_config(DIGITS)
+  again = config_lib.from_json(config_lib.to_json(config))
+  assert again.to_dict() == config.to_dict()
+  assert config_lib.differences(config, again) == []
+
+
+def test_differences_name_the_fields():
+  config = config_lib.load_config(DIGITS)
+  other = config_lib.load_config(DIGITS, ["steps=9999", "model.halo_size=2"])
+  assert config_lib.differences(config, other) == [
+    "model.halo_size: 1 → 2",
+    f"steps: {config.steps} → 9999",
+  ]
+
+
+@pytest.mark.parametrize(
+  "override, message",
+  [
+    ("optimizer.learning_rat=1", "did you mean config.optimizer.learning_rate"),
+    ("model.blok_size=1", "did you mean config.model.block_size"),
+    ("model=1", "there is no field config.model;"),
+    ("steps", "write --config.steps=VALUE"),
+    ("steps=many", "config.steps is 'many'; it must be a whole number"),
+    ("steps=1.5", "config.steps is 1.5; it must be a whole number"),
+    ("steps=True", "config.steps is True; it must be a whole number"),
+    ("steps=0", "config.steps is 0; it must be at least 1"),
+    ("seed=-1", "config.seed is -1"),
+    ("seed=9999999999", "config.seed is 9999999999"),
+    ("data.flip=1", "config.data.flip is 1; it must be true or false"),
+    ("model.depths=3", "config.model.depths is 3; it must be a tuple"),
+    ("model.depths=(1,'a')", "config.model.depths is"),
+    ("model.block_size=0", "config.model: block_size is 0"),
+    ("model.halo_size=-1", "config.model: halo_size is -1"),
+    ("model.heads=(3,4)", "config.model: stage 1: heads is 3, which does not"),
+    ("model.name=resnext", "config.model.name: there is no model resnext"),
+    ("data.crop_area=0", "config.data.crop_area is 0.0"),
+    ("data.mean=(0.5,)", "config.data.mean is"),
+    ("data.std=(1,1,0)", "config.data.std is .* above 0"),
+    ("label_smoothing=1", "config.label_smoothing is 1.0"),
+    (
+      "optimizer.name=lamb",
+      "config.optimizer.name: there is no optimizer",
+    ),
+    ("optimizer.warmup_steps=5000", "config.optimizer.warmup_steps is 5000"),
+    ("optimizer.learning_rate=nan", "config.optimizer.learning_rate is"),
+    ("optimizer.learning_rate=-1", "config.optimizer.learning_rate is -1.0"),
+  ],
+)
+def test_wrong_overrides_are_named(override, message):
+  with pytest.raises(UsageError, match=message):
+    config_lib.load_config(DIGITS, [override])
+
+
+@pytest.mark.parametrize(
+  "body, message",
+  [
+    ("dict(stepps=1)", "did you mean config.steps"),
+    ("dict(optimizer=3)", "there is no field config.optimizer"),
+    ("dict(steps='1')", "config.steps is '1'"),
+    ("1/0", "mine.py fails: ZeroDivisionError"),
+  ],
+)
+def test_wrong_files_are_named(tmp_path, body, message):
+  with pytest.raises(UsageError, match=message):
+    config_lib.load_config(write(tmp_path, body))
+
+
+def test_a_file_that_is_none(tmp_path):
+  with pytest.raises(UsageError, match="there is no file"):
+    config_lib.load_config(str(tmp_path / "none.py"))
+  with pytest.raises(UsageError, match="is not a Python file"):
+    text = tmp_path / "config.txt"
+    text.write_text("steps: 1")
+    config_lib.load_config(str(text))

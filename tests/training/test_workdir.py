@@ -1,0 +1,70 @@
+"""A workdir belongs to one config and to one process at a time."""
+
+import subprocess
+import sys
+
+import pytest
+
+from halonet.errors import UsageError
+from halonet.training.workdir import Workdir
+
+
+def test_a_claim_is_for_one_config(tmp_path, small_config):
+  workdir = Workdir(str(tmp_path / "a" / "b"))
+  for _ in range(2):
+    with workdir.claim(small_config()):
+      pass
+  assert workdir.config().to_dict() == small_config().to_dict()
+  with pytest.raises(UsageError, match=r"\(batch_size: 128 → 64, steps: 24"):
+    workdir.claim(small_config("batch_size=64", "steps=25")).__enter__()
+
+
+def test_a_claim_excludes_other_processes(tmp_path, small_config):
+  workdir = Workdir(str(tmp_path))
+  with workdir.claim(small_config()):
+    code = (
+      "import sys; from halonet.training.workdir import Workdir;"
+      "from halonet.errors import UsageError\n"
+      "workdir = Workdir(sys.argv[1])\n"
+      "try: workdir.claim(workdir.config()).__enter__()\n"
+      "except UsageError as error: print(error)"
+    )
+    done = subprocess.run(
+      [sys.executable, "-c", code, str(tmp_path)],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  assert "another process is training in" in done.stdout
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, small_config):
+  (tmp_path / "thesis.tex").write_text("years of work")
+  with pytest.raises(UsageError, match=r"holds thesis\.tex but no config"):
+    Workdir(str(tmp_path)).claim(small_config()).__enter__()
+
+
+def test_an_unwritable_folder_is_refused(tmp_path, small_config):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UsageError, match="cannot be written: Not a directory"):
+    Workdir(str(tmp_path / "file" / "run")).claim(small_config()).__enter__()
+  with pytest.raises(UsageError, match="must be a local folder"):
+    Workdir("gs://bucket/run")
+
+
+def test_a_damaged_config_is_named(tmp_path, small_config):
+  with pytest.raises(UsageError, match="is not the folder of a run"):
+    Workdir(str(tmp_path)).config()
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(UsageError, match="is not the folder of a run"):
+    Workdir(str(tmp_path)).config()
+
+
+def test_small_files_come_back(tmp_path):
+  workdir = Workdir(str(tmp_path))
+  assert workdir.results() is None
+  workdir.write_results({"steps": 3})
+  workdir.write_labels(["cat", "dog"])
+  assert workdir.results() == {"steps": 3}
+  assert workdir.labels() == ["cat", "dog"]
+  assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
