@@ -37,12 +37,15 @@ def main() -> None:
   if arguments.pixel and not arguments.attention:
     raise UsageError("--pixel is for the picture of --attention=FILE.png")
   if arguments.attention:
+    picture = pathlib.Path(arguments.attention)
     if len(arguments.images) > 1:
       raise UsageError("--attention draws one image; name one")
-    if pathlib.Path(arguments.attention).exists():
-      raise UsageError(
-        f"--attention: {arguments.attention} exists; name another file"
-      )
+    if picture.suffix != ".png":
+      raise UsageError(f"--attention {picture} must be a .png file")
+    if picture.exists():
+      raise UsageError(f"--attention: {picture} exists; name another file")
+    if not picture.parent.is_dir():
+      raise UsageError(f"--attention: there is no folder {picture.parent}")
 
   from halonet.data.images import model_input, read_image
   from halonet.prediction import draw_attention, parse_pixel, predict

@@ -178,5 +178,5 @@ def draw_attention(
   )
   try:
     figure.savefig(path, dpi=110)
-  except (OSError, ValueError) as error:
+  except OSError as error:
     raise UsageError(f"--attention {path} cannot be written: {error}") from None

@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import sys
 
 from halonet import command
 from halonet.errors import UsageError
@@ -43,12 +44,12 @@ def main() -> None:
 
   results = train(config, workdir)
   print(
+    f"test accuracy: {results['test_accuracy']:.4f}"
+    f" ({results['test_correct']} of {results['test_images']} images)\n"
     f"Wrote {workdir}: results.json, metrics.jsonl, tensorboard/, and"
     f" checkpoints/ (last {results['checkpoint']}, best"
     f" {results['best_checkpoint']})\n"
-    f"Next: python -m halonet.predict --workdir={workdir} IMAGE...\n"
-    f"test accuracy: {results['test_accuracy']:.4f}"
-    f" ({results['test_correct']} of {results['test_images']} images)"
+    f"Next: {sys.executable} -m halonet.predict --workdir={workdir} IMAGE..."
   )
 
 

@@ -5,9 +5,11 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 "$root/scripts/setup.sh"
 
-# Without a config: the embedded digits, into the repository's runs/digits.
+# Without a config: the embedded digits, whose folder is not where you may be.
+here=$root
+[ "$PWD" = "$root" ] && here=.
 case " $*" in
   *' --config='* | *' --config '* | *' -h'* | *' --help'*) ;;
-  *) set -- --config="$root/configs/digits.py" "$@" ;;
+  *) set -- --config="$here/configs/digits.py" "$@" ;;
 esac
-exec "$root/.venv/bin/python" -m halonet.train "$@"
+exec "$here/.venv/bin/python" -m halonet.train "$@"

@@ -1,6 +1,8 @@
 """What all tests share: eight devices, checked shapes, seeds, real data."""
 
 import os
+import subprocess
+import sys
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -71,3 +73,54 @@ def small_overrides(data_dir):
     "eval_every=12",
     "checkpoint_every=5",
   ]
+
+
+def run_command(*arguments, devices=1):
+  """Starts training in a process of its own, with a line at a time to read."""
+  environment = os.environ | {
+    "JAX_NUM_CPU_DEVICES": str(devices),
+    "PYTHONUNBUFFERED": "1",
+  }
+  return subprocess.Popen(
+    [sys.executable, "-m", "halonet.train", *arguments],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=environment,
+  )
+
+
+def arguments(data_dir, workdir, *overrides):
+  overrides = [*small_overrides(data_dir), *overrides]
+  return [f"--workdir={workdir}", *(f"--config.{text}" for text in overrides)]
+
+
+def finish(process):
+  output, _ = process.communicate(timeout=300)
+  return process.returncode, output
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, data_dir):
+  """A run of 24 steps (over two epochs), and what it printed."""
+  workdir = tmp_path_factory.mktemp("runs") / "trained"
+  code, output = finish(run_command(*arguments(data_dir, workdir)))
+  assert code == 0, output
+  return workdir, output
+
+
+@pytest.fixture
+def run_main(monkeypatch, capfd):
+  """Runs a command here; gives its exit code, output and complaints."""
+  from halonet import command
+
+  def run(main, *words):
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    code = 0
+    try:
+      command.run(main)
+    except SystemExit as error:
+      code = error.code
+    return code, *capfd.readouterr()
+
+  return run

@@ -1,8 +1,8 @@
 """Training from the command line: whole runs, kills, signals and slips."""
 
 import json
-import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,34 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from halonet import command, train
+from halonet import train
 from halonet.training.restore import restore_model
-from tests.conftest import small_overrides
-
-
-def run_command(*arguments, devices=1):
-  """Starts training in a process of its own, with a line at a time to read."""
-  environment = os.environ | {
-    "JAX_NUM_CPU_DEVICES": str(devices),
-    "PYTHONUNBUFFERED": "1",
-  }
-  return subprocess.Popen(
-    [sys.executable, "-m", "halonet.train", *arguments],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    env=environment,
-  )
-
-
-def arguments(data_dir, workdir, *overrides):
-  overrides = [*small_overrides(data_dir), *overrides]
-  return [f"--workdir={workdir}", *(f"--config.{text}" for text in overrides)]
-
-
-def finish(process):
-  output, _ = process.communicate(timeout=300)
-  return process.returncode, output
+from tests.conftest import arguments, finish, run_command
 
 
 def wait_for(process, text):
@@ -64,25 +39,16 @@ def assert_same_run(workdir, expected):
   assert losses(workdir) == losses(expected)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, data_dir):
-  """A run of 24 steps (over two epochs), and what it printed."""
-  workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
-  code, output = finish(run_command(*arguments(data_dir, workdir)))
-  assert code == 0, output
-  return workdir, output
-
-
-def test_a_run_says_what_it_does_and_ends_with_its_accuracy(uninterrupted):
-  workdir, output = uninterrupted
+def test_a_run_says_what_it_does_and_ends_with_its_accuracy(trained):
+  workdir, output = trained
   lines = output.splitlines()
   results = json.loads((workdir / "results.json").read_text())
   accuracy = results["test_accuracy"]
-  assert lines[-1] == (
+  assert lines[-3] == (
     f"test accuracy: {accuracy:.4f} ({results['test_correct']} of 450 images)"
   )
   assert accuracy == results["test_correct"] / 450
-  assert f"Wrote {workdir}" in lines[-3]
+  assert f"Wrote {workdir}" in lines[-2] and "Next: " in lines[-1]
   assert "Total: " in output  # The overview of the parameters.
   assert any("images/s" in line and "ETA" in line for line in lines)
   assert "Traceback" not in output and "Warning" not in output
@@ -94,19 +60,17 @@ def test_a_run_says_what_it_does_and_ends_with_its_accuracy(uninterrupted):
   assert (workdir / "labels.txt").read_text().split() == list("0123456789")
 
 
-def test_a_finished_run_says_so(uninterrupted, data_dir):
-  workdir, _ = uninterrupted
+def test_a_finished_run_says_so(trained, data_dir):
+  workdir, _ = trained
   before = (workdir / "results.json").read_bytes()
   code, output = finish(run_command(*arguments(data_dir, workdir)))
   assert code == 0 and "This run is finished" in output
-  assert output.splitlines()[-1].startswith("test accuracy: ")
+  assert output.splitlines()[-3].startswith("test accuracy: ")
   assert "Compil" not in output
   assert (workdir / "results.json").read_bytes() == before
 
 
-def test_killed_at_any_moment_it_ends_the_same(
-  uninterrupted, tmp_path, data_dir
-):
+def test_killed_at_any_moment_it_ends_the_same(trained, tmp_path, data_dir):
   workdir = tmp_path / "run"
   command_line = arguments(data_dir, workdir)
   # Before the first step; between checkpoints; and while one is written.
@@ -125,10 +89,10 @@ def test_killed_at_any_moment_it_ends_the_same(
   code, output = finish(run_command(*command_line))
   assert code == 0, output
   assert "Going on from step" in output
-  assert_same_run(workdir, uninterrupted[0])
+  assert_same_run(workdir, trained[0])
 
 
-def test_sigterm_saves_and_leaves(uninterrupted, tmp_path, data_dir):
+def test_sigterm_saves_and_leaves(trained, tmp_path, data_dir):
   workdir = tmp_path / "run"
   command_line = arguments(data_dir, workdir)
   process = run_command(*command_line)
@@ -145,16 +109,14 @@ def test_sigterm_saves_and_leaves(uninterrupted, tmp_path, data_dir):
   )
   code, output = finish(run_command(*command_line))
   assert code == 0 and f"Going on from step {saved}," in output
-  assert_same_run(workdir, uninterrupted[0])
+  assert_same_run(workdir, trained[0])
 
 
 def test_killed_between_the_last_save_and_the_result(
-  uninterrupted, tmp_path, data_dir
+  trained, tmp_path, data_dir
 ):
-  import shutil
-
   workdir = tmp_path / "run"
-  shutil.copytree(uninterrupted[0], workdir)
+  shutil.copytree(trained[0], workdir)
   results = json.loads((workdir / "results.json").read_text())
   (workdir / "results.json").unlink()
   code, output = finish(run_command(*arguments(data_dir, workdir)))
@@ -164,12 +126,12 @@ def test_killed_between_the_last_save_and_the_result(
     assert again[name] == results[name]
 
 
-def test_eight_devices_train_as_one_does(uninterrupted, tmp_path, data_dir):
+def test_eight_devices_train_as_one_does(trained, tmp_path, data_dir):
   workdir = tmp_path / "run"
   code, output = finish(run_command(*arguments(data_dir, workdir), devices=8))
   assert code == 0, output
   assert "Devices: 8" in output
-  actual, expected = losses(workdir), losses(uninterrupted[0])
+  actual, expected = losses(workdir), losses(trained[0])
   # Sums in another order: rounding, which descent amplifies step by step.
   np.testing.assert_allclose(
     [actual[step] for step in range(1, 21)],
@@ -178,16 +140,6 @@ def test_eight_devices_train_as_one_does(uninterrupted, tmp_path, data_dir):
   )
   results = json.loads((workdir / "results.json").read_text())
   assert results["test_images"] == 450
-
-
-def main(monkeypatch, capfd, *words):
-  """Runs the command here; returns its exit code and what it complained."""
-  monkeypatch.setattr(sys, "argv", ["halonet.train", *words])
-  try:
-    command.run(train.main)
-  except SystemExit as error:
-    return error.code, capfd.readouterr().err
-  return 0, capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -207,38 +159,34 @@ def main(monkeypatch, capfd, *words):
   ],
 )
 def test_a_slip_is_answered_in_one_line(
-  monkeypatch, capfd, tmp_path, data_dir, word, message
+  run_main, monkeypatch, tmp_path, data_dir, word, message
 ):
   compiled = []
   monkeypatch.setattr(
     "halonet.training.loop.make_init", lambda *a: compiled.append(a)
   )
   words = arguments(data_dir, tmp_path / "run")
-  code, complaint = main(monkeypatch, capfd, *words, word)
+  code, _, complaint = run_main(train.main, *words, word)
   assert code == 2
   assert message in complaint
   assert complaint.startswith("error: ") and complaint.count("\n") == 1
   assert not compiled
 
 
-def test_a_workdir_of_another_config_is_refused(
-  monkeypatch, capfd, uninterrupted, data_dir
-):
-  workdir, _ = uninterrupted
+def test_a_workdir_of_another_config_is_refused(run_main, trained, data_dir):
+  workdir, _ = trained
   words = arguments(data_dir, workdir, "optimizer.momentum=0.8")
-  code, complaint = main(monkeypatch, capfd, *words)
+  code, _, complaint = run_main(train.main, *words)
   assert code == 2
   assert "(optimizer.momentum: 0.9 → 0.8)" in complaint
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-  monkeypatch, capfd, tmp_path, data_dir
-):
+def test_a_loss_that_is_not_finite_stops_the_run(run_main, tmp_path, data_dir):
   workdir = tmp_path / "run"
   words = arguments(
     data_dir, workdir, "optimizer.learning_rate=1e30", "checkpoint_every=1"
   )
-  code, complaint = main(monkeypatch, capfd, *words)
+  code, _, complaint = run_main(train.main, *words)
   assert code == 1
   saved = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
   assert f"at step {saved[-1] + 1}; the last good checkpoint is" in complaint

@@ -119,25 +119,30 @@ def train(
     writer = MetricWriter(workdir, step)
     progress = Progress(config.steps, config.batch_size)
     progress.restart(step)
-    recent = []  # (step, metrics on the devices) since they were last read
+    recent = []  # (step, metrics on the devices) since the last line of log
     evaluation = None
-    with _closing(writer, checkpoints), StopSignals() as stop:
+    with (
+      contextlib.closing(writer),
+      contextlib.closing(checkpoints),
+      StopSignals() as stop,
+    ):
       while step < config.steps:
         state, metrics = train_step(state, next(batches))
         step += 1
         batches_seen += 1
         recent.append((step, metrics))
 
+        stopping = stop.signal  # Read once: it may come at any moment.
         last = step == config.steps
         log = last or step % config.log_every == 0
         test = last or step % config.eval_every == 0
-        save = last or step % config.checkpoint_every == 0 or stop.signal
+        save = last or step % config.checkpoint_every == 0 or stopping
         if not (log or test or save):
           continue
 
         means = _finite_means(recent, config, checkpoints)
-        recent = []
         if log:
+          recent = []
           rate, eta = progress.rate(step)
           writer.write(
             step,
@@ -162,9 +167,9 @@ def train(
         if save:
           accuracy = evaluation.accuracy if test else None
           checkpoints.save(step, state, batches_seen, accuracy)
-        if stop.signal and not last:
+        if stopping and not last:
           checkpoints.wait()
-          raise Stopped(stop.signal, workdir.checkpoints / str(step))
+          raise Stopped(stopping, workdir.checkpoints / str(step))
         if test or save:
           progress.restart(step)
 
@@ -255,15 +260,6 @@ def _finite_means(recent, config, checkpoints):
     name: float(np.mean([metrics[name] for _, metrics in recent]))
     for name in recent[0][1]
   }
-
-
-@contextlib.contextmanager
-def _closing(*resources):
-  """Closes all on the way out; an error on the way keeps its place."""
-  with contextlib.ExitStack() as stack:
-    for resource in resources:
-      stack.callback(resource.close)
-    yield
 
 
 def _say(line):
