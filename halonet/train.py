@@ -1,6 +1,7 @@
 """Trains a model from a config file: `python -m halonet.train --help`."""
 
 import argparse
+import os
 import pathlib
 import sys
 
@@ -43,13 +44,14 @@ def main() -> None:
   from halonet.training.loop import train
 
   results = train(config, workdir)
+  python = os.path.relpath(sys.executable)
   print(
     f"test accuracy: {results['test_accuracy']:.4f}"
     f" ({results['test_correct']} of {results['test_images']} images)\n"
     f"Wrote {workdir}: results.json, metrics.jsonl, tensorboard/, and"
     f" checkpoints/ (last {results['checkpoint']}, best"
     f" {results['best_checkpoint']})\n"
-    f"Next: {sys.executable} -m halonet.predict --workdir={workdir} IMAGE..."
+    f"Next: {python} -m halonet.predict --workdir={workdir} IMAGE..."
   )
 
 

@@ -2,12 +2,16 @@
 
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halonet.ops import blocks
 
+# Every case compiles its own programs.
+FEW = settings(max_examples=25)
 
+
+@FEW
 @given(
   rows=st.integers(1, 4),
   cols=st.integers(1, 4),
@@ -28,6 +32,7 @@ def test_halos_are_slices_of_the_padded_map(rows, cols, block_size, halo_size):
     )
 
 
+@FEW
 @given(
   height=st.integers(1, 9),
   width=st.integers(1, 9),
@@ -50,6 +55,7 @@ def test_pad_split_merge(height, width, block_size):
   assert not merged[:, height:].any() and not merged[:, :, width:].any()
 
 
+@FEW
 @given(
   length=st.integers(1, 20),
   block_size=st.integers(1, 6),
