@@ -2,7 +2,8 @@
 
   scripts/train.sh
 
-Test accuracy: not yet measured.
+Test accuracy 0.9844, 0.9911, 0.9889 with seed 0, 1, 2 (--config.seed=1), after
+80 seconds of training on two CPU cores.
 """
 
 import ml_collections
