@@ -25,25 +25,38 @@ def predict(run: TrainedModel, image: np.ndarray) -> np.ndarray:
 def last_attention(
   run: TrainedModel, image: np.ndarray
 ) -> tuple[np.ndarray, int, int]:
-  """Runs an image and returns what the last attention layer does.
+  """Runs an image and returns what the last local attention layer does.
 
   Returns:
     The layer's weights, `[rows, columns, heads, side, side, window, window]`
-    as `blocked_local_attention_weights` documents them; its stride; and the
-    side of the square map that its keys come from, in pixels of that map.
+    as `blocked_local_attention_weights` documents them; the distance between
+    its queries in pixels of its map; and the side of that square map.
+
+  Raises:
+    UsageError: if the model has no local attention.
   """
+  spec = run.model.spec
+  layers = [
+    (number, block)
+    for number, stage in enumerate(spec.stages, start=1)
+    for block in stage
+    if block.operator == "h"
+  ]
+  if not layers:
+    raise UsageError("--attention: the model has no local attention")
+  number, block = layers[-1]
   features, mutated = jax.jit(
     lambda variables, images: run.model.apply(
       variables, images, method="features", mutable=["attention"]
     )
   )(run.variables, image[None])
-  stages = len(features)
-  depth = run.model.depths[-1]
-  layer = mutated["attention"][f"stage{stages}_block{depth}"]["attention"]
-  # Only the first block of a later stage has a stride.
-  stride = 2 if stages > 1 and depth == 1 else 1
-  keys = features[f"stage{stages if stride == 1 else stages - 1}"]
-  return np.asarray(layer["weights"][0][0]), stride, keys.shape[1]
+  (weights,) = mutated["attention"][block.name]["attention"]["weights"]
+  # A strided layer reads the map of the stage before.
+  keys = image.shape[0] // spec.stem_stride
+  if number > 1 or block.stride == 1:
+    before = number if block.stride == 1 else number - 1
+    keys = features[f"stage{before}"].shape[1]
+  return np.asarray(weights[0]), spec.block_size // weights.shape[4], keys
 
 
 def attention_of_pixel(
@@ -123,7 +136,7 @@ def draw_attention(
   weights, stride, map_size = last_attention(
     run, model_input(image, run.config.data)
   )
-  halo_size = run.model.halo_size
+  halo_size = run.model.spec.halo_size
   attention, block, query = attention_of_pixel(
     weights, stride, map_size, share, halo_size
   )

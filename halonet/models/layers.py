@@ -1,14 +1,19 @@
 """Layers that the families share."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from halonet.models.spec import check_heads
 from halonet.ops import relative
 from halonet.ops.attention import (
   blocked_local_attention,
   blocked_local_attention_weights,
+  global_attention,
 )
 
 
@@ -34,6 +39,13 @@ class HaloAttention(nn.Module):
       must divide it.
     stride: keeps the queries at every `stride`-th row and column.
     mask_padding: leaves keys beyond the border out of the softmax.
+    timm: does as `HaloAttn` of timm does, whose trained weights ask for it (it
+      does not mask either: set `mask_padding=False`). Each table is as wide as
+      a head and the two terms are summed; it has rows for 2·window − 1 offsets,
+      of which the first 2·halo_size meet no key. The relative term is that of
+      the unscaled query. With a stride, query n is taken to stand at pixel n
+      of its block, not at `stride·n`; and where the stride does not divide
+      the block, an average pool after the attention takes its place.
     dtype: of the computation; parameters are float32.
 
   With `mutable=["attention"]`, `apply` also returns the softmax weights, as
@@ -47,6 +59,7 @@ class HaloAttention(nn.Module):
   value_features: int | None = None
   stride: int = 1
   mask_padding: bool = True
+  timm: bool = False
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -59,54 +72,157 @@ class HaloAttention(nn.Module):
     """
     qk_features = self.qk_features or x.shape[-1]
     value_features = self.value_features or x.shape[-1]
-    check_heads(self.heads, qk_features, value_features)
+    check_heads(self.heads, qk_features, value_features, not self.timm)
     head_dim = qk_features // self.heads
-
-    def project(features, name):
-      # DenseGeneral initialises as one matrix of the full width.
-      return nn.DenseGeneral(
-        (self.heads, features // self.heads),
-        use_bias=False,
-        dtype=self.dtype,
-        name=name,
-      )(x)
+    query = _project(x, self.heads, qk_features, self.dtype, "query")
+    query = query * head_dim**-0.5
+    key = _project(x, self.heads, qk_features, self.dtype, "key")
+    value = _project(x, self.heads, value_features, self.dtype, "value")
 
     offsets = relative.num_offsets(self.block_size, self.halo_size)
+    dead = 2 * self.halo_size if self.timm else 0
+    shape = (dead + offsets, head_dim if self.timm else head_dim // 2)
     tables = [
-      self.param(
-        name,
-        nn.initializers.normal(head_dim**-0.5),
-        (offsets, head_dim // 2),
-      )
-      for name in ("relative_height", "relative_width")
+      _table(self, f"relative_{axis}", shape, head_dim)[dead:]
+      for axis in ("height", "width")
     ]
-    query = project(qk_features, "query") * head_dim**-0.5
-    key = project(qk_features, "key")
-    value = project(value_features, "value")
-    options = dict(
+    stride, pool = self.stride, 1
+    options = {}
+    if self.timm:
+      tables = [table * head_dim**0.5 for table in tables]
+      if self.block_size % stride:
+        stride, pool = 1, stride
+      options["relative_stride"] = 1
+    options |= dict(
       block_size=self.block_size,
       halo_size=self.halo_size,
-      stride=self.stride,
+      stride=stride,
       mask_padding=self.mask_padding,
     )
     if self.is_mutable_collection("attention") and not self.is_initializing():
-      weights = blocked_local_attention_weights(query, key, *tables, **options)
+      # Of all queries, where the strided ones sit differently in every block.
+      seen = stride if self.block_size % stride == 0 else 1
+      weights = blocked_local_attention_weights(
+        query, key, *tables, **options | {"stride": seen}
+      )
       self.sow("attention", "weights", weights)
     output = blocked_local_attention(query, key, value, *tables, **options)
-    return output.reshape(*output.shape[:3], value_features)
+    output = output.reshape(*output.shape[:3], value_features)
+    return _average_pool(output, pool)
 
 
-def check_heads(heads: int, qk_features: int, value_features: int) -> None:
-  """Raises ValueError unless both widths split evenly over the heads."""
-  if heads < 1:
-    raise ValueError(f"heads is {heads}; it must be at least 1")
-  if qk_features % (2 * heads):
-    raise ValueError(
-      f"heads is {heads}, which does not divide the query width {qk_features}"
-      " to an even width per head (half for rows, half for columns)"
-    )
-  if value_features % heads:
-    raise ValueError(
-      f"heads is {heads}, which does not divide the value width"
-      f" {value_features}"
-    )
+class GlobalAttention(nn.Module):
+  """Self-attention of the whole map, with relative positions, as in BoTNet.
+
+  "Bottleneck Transformers for Visual Recognition", Srinivas et al., CVPR 2021,
+  in timm's form: full-width tables, the relative term of the unscaled query,
+  an average pool after it in place of a stride.
+
+  Attributes:
+    heads: number of attention heads.
+    size: side of the square map that the tables are made for. For another
+      map they are resized, linearly along the offsets.
+    qk_features: width of all queries (and keys) together; the input's width
+      if None. `heads` must divide it.
+    value_features: width of the output; the input's width if None. `heads`
+      must divide it.
+    stride: of the average pool, which has the same size.
+    dtype: of the computation; parameters are float32.
+  """
+
+  heads: int
+  size: int
+  qk_features: int | None = None
+  value_features: int | None = None
+  stride: int = 1
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+    """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
+    ⌈width/stride⌉, value_features]`.
+
+    Raises:
+      ValueError: if `heads` does not divide a width.
+    """
+    qk_features = self.qk_features or x.shape[-1]
+    value_features = self.value_features or x.shape[-1]
+    check_heads(self.heads, qk_features, value_features, half_tables=False)
+    head_dim = qk_features // self.heads
+    query = _project(x, self.heads, qk_features, self.dtype, "query")
+    key = _project(x, self.heads, qk_features, self.dtype, "key")
+    value = _project(x, self.heads, value_features, self.dtype, "value")
+    tables = []
+    for axis, length in zip(("height", "width"), x.shape[1:3], strict=True):
+      shape = (2 * self.size - 1, head_dim)
+      table = _table(self, f"relative_{axis}", shape, head_dim)
+      if length != self.size:
+        shape = (2 * length - 1, head_dim)
+        table = jax.image.resize(table, shape, "linear", antialias=False)
+      tables.append(table * head_dim**0.5)
+    output = global_attention(query * head_dim**-0.5, key, value, *tables)
+    output = output.reshape(*output.shape[:3], value_features)
+    return _average_pool(output, self.stride)
+
+
+class SqueezeExcite(nn.Module):
+  """Scales channels by a gate that the mean of the map decides.
+
+  "Squeeze-and-Excitation Networks", Hu et al., CVPR 2018.
+
+  Attributes:
+    ratio: width of the hidden layer over the channels; rounded up to a
+      multiple of eight.
+    dtype: of the computation; parameters are float32.
+  """
+
+  ratio: float = 1 / 16
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    hidden = max(8, int(x.shape[-1] * self.ratio + 4) // 8 * 8)
+    y = x.mean(axis=(1, 2), keepdims=True)
+    y = nn.relu(nn.Dense(hidden, dtype=self.dtype, name="reduce")(y))
+    y = nn.Dense(x.shape[-1], dtype=self.dtype, name="expand")(y)
+    return x * nn.sigmoid(y)
+
+
+class EfficientChannelAttention(nn.Module):
+  """Scales channels by a gate that neighbouring channels' means decide.
+
+  "ECA-Net", Wang et al., CVPR 2020; the kernel's width follows from the number
+  of channels.
+
+  Attributes:
+    dtype: of the computation; parameters are float32.
+  """
+
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    size = int((math.log2(x.shape[-1]) + 1) / 2)
+    size = max(size if size % 2 else size + 1, 3)
+    y = x.mean(axis=(1, 2))[..., None]
+    y = nn.Conv(1, (size,), use_bias=False, dtype=self.dtype, name="conv")(y)
+    return x * nn.sigmoid(y)[:, None, None, :, 0]
+
+
+def _project(x, heads, features, dtype, name):
+  # DenseGeneral initialises as one matrix of the full width.
+  shape = (heads, features // heads)
+  return nn.DenseGeneral(shape, use_bias=False, dtype=dtype, name=name)(x)
+
+
+def _table(module, name, shape, head_dim):
+  return module.param(name, nn.initializers.normal(head_dim**-0.5), shape)
+
+
+def _average_pool(x, size):
+  """Means of squares; those that the border cuts, of what is inside."""
+  if size == 1:
+    return x
+  return nn.avg_pool(
+    x, (size, size), (size, size), "SAME", count_include_pad=False
+  )

@@ -4,10 +4,12 @@ import dataclasses
 import fnmatch
 from typing import Any
 
-from flax import linen as nn
-
 from halonet.errors import unknown
-from halonet.models.halonet import HALONETS, HaloNet
+from halonet.models.halonet import HALONETS
+from halonet.models.network import Network
+from halonet.models.resnet import RESNETS
+from halonet.models.spec import NetworkSpec
+from halonet.models.timm_models import TIMM_MODELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,29 +17,27 @@ class Entry:
   """How a name becomes a model.
 
   Attributes:
-    module: the Linen module.
-    fields: the fields that the name sets; the others keep their defaults.
     image_size: side in pixels of the square images that the source uses.
+    fields: the fields that the name sets; the others keep their defaults.
   """
 
-  module: type[nn.Module]
-  fields: dict[str, Any]
   image_size: int
+  fields: dict[str, Any]
 
 
 _MODELS = {
-  name: Entry(HaloNet, fields, image_size)
-  for name, (image_size, fields) in HALONETS.items()
+  name: Entry(image_size, fields)
+  for name, (image_size, fields) in (HALONETS | RESNETS | TIMM_MODELS).items()
 }
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, **overrides: Any) -> Network:
   """Makes a model by its name.
 
   Args:
     name: one of `list_models()`.
-    **overrides: fields of the model to set, such as `num_classes=10`,
-      `block_size=4`, `dtype="bfloat16"`; see the module's docstring.
+    **overrides: fields to set, such as `num_classes=10`, `block_size=4`,
+      `dtype="bfloat16"`; `halonet.models.spec.NetworkSpec` documents them all.
 
   Returns:
     A Flax Linen module: `model.init(key, images)`, `model.apply(variables,
@@ -46,12 +46,11 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
   Raises:
     ValueError: if there is no such model or field, or a value is impossible.
   """
-  entry = get_entry(name)
   known = model_fields(name)
   for field in overrides:
     if field not in known:
       raise ValueError(unknown(f"field of {name},", field, known))
-  return entry.module(**(entry.fields | overrides))
+  return Network(NetworkSpec(**(known | overrides)))
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -68,10 +67,7 @@ def get_entry(name: str) -> Entry:
 
 def model_fields(name: str) -> dict[str, Any]:
   """Returns every field of a model that can be set, with the name's value."""
-  entry = get_entry(name)
-  fields = {
-    field.name: field.default
-    for field in dataclasses.fields(entry.module)
-    if field.name not in ("parent", "name")
+  defaults = {
+    field.name: field.default for field in dataclasses.fields(NetworkSpec)
   }
-  return fields | entry.fields
+  return defaults | get_entry(name).fields

@@ -20,7 +20,7 @@ The border mask rides on the same terms at no cost.
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import lax, nn
 from jaxtyping import Array, Float
 
 from halonet.ops import blocks, relative
@@ -37,6 +37,7 @@ def blocked_local_attention(
   halo_size: int,
   stride: int = 1,
   mask_padding: bool = True,
+  relative_stride: int | None = None,
 ) -> Float[Array, "b oh ow heads dv"]:
   """Blocked local self-attention with relative positions (HaloNet, eq. 3).
 
@@ -63,6 +64,8 @@ def blocked_local_attention(
       computed at the strided cost where `stride` divides `block_size`.
     mask_padding: whether keys beyond the border are left out of the softmax.
       If not, they take part as zero vectors, with their relative logit.
+    relative_stride: pixels between neighbouring queries as the relative
+      offsets count them: `stride`, unless weights were trained otherwise.
 
   Returns:
     `[batch, ⌈height/stride⌉, ⌈width/stride⌉, heads, value_dim]` in the dtype
@@ -82,6 +85,11 @@ def blocked_local_attention(
     stride,
   )
   if block_size % stride:  # The queries sit differently in every block.
+    if relative_stride not in (None, stride):
+      raise ValueError(
+        f"relative_stride is {relative_stride}; it is for strides that divide"
+        f" block_size, and {stride} does not divide {block_size}"
+      )
     output = blocked_local_attention(
       query,
       key,
@@ -104,6 +112,7 @@ def blocked_local_attention(
     halo_size=halo_size,
     stride=stride,
     mask_padding=mask_padding,
+    relative_stride=relative_stride,
   )
   # The sum divides the few outputs, not the many weights.
   maximum = lax.stop_gradient(logits.max(axis=-2, keepdims=True))
@@ -124,6 +133,47 @@ def blocked_local_attention(
   return output[:, : -(-height // stride), : -(-width // stride)]
 
 
+def global_attention(
+  query: Float[Array, "b h w heads d"],
+  key: Float[Array, "b h w heads d"],
+  value: Float[Array, "b h w heads dv"],
+  relative_height: Float[Array, "offsets_h dh"],
+  relative_width: Float[Array, "offsets_w dw"],
+) -> Float[Array, "b h w heads dv"]:
+  """Self-attention of all pixels to all, with relative positions (BoTNet).
+
+  Arguments and result as for `blocked_local_attention`, whose block is the
+  whole map here; the tables have `2·height − 1` and `2·width − 1` rows, for
+  the offsets from `1 − height` and `1 − width` upwards.
+  """
+  height, width = query.shape[1:3]
+  query = jnp.moveaxis(query, 3, 1)  # [batch, heads, height, width, d]
+  row_logits = relative.relative_logits(
+    jnp.swapaxes(query[..., : relative_height.shape[1]], -2, -3),
+    relative_height.astype(query.dtype),
+    block_size=height,
+    halo_size=0,
+  )
+  col_logits = relative.relative_logits(
+    query[..., query.shape[-1] - relative_width.shape[1] :],
+    relative_width.astype(query.dtype),
+    block_size=width,
+    halo_size=0,
+  )
+  logits = jnp.einsum(
+    "bnijd,bacnd->bnijac",
+    query,
+    key,
+    preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+  )
+  logits += jnp.swapaxes(row_logits, -2, -3)[..., None]
+  logits += col_logits[..., None, :]
+  logits = logits.reshape(*logits.shape[:4], height * width)
+  weights = nn.softmax(logits).astype(value.dtype)
+  value = value.reshape(value.shape[0], height * width, *value.shape[3:])
+  return jnp.einsum("bnijk,bknd->bijnd", weights, value)
+
+
 def blocked_local_attention_weights(
   query: Float[Array, "b h w heads d"],
   key: Float[Array, "b h w heads d"],
@@ -134,6 +184,7 @@ def blocked_local_attention_weights(
   halo_size: int,
   stride: int = 1,
   mask_padding: bool = True,
+  relative_stride: int | None = None,
 ) -> Float[Array, "b rows cols heads side side window window"]:
   """The softmax weights of `blocked_local_attention`, to be looked at.
 
@@ -172,6 +223,7 @@ def blocked_local_attention_weights(
     halo_size=halo_size,
     stride=stride,
     mask_padding=mask_padding,
+    relative_stride=relative_stride,
   )
   weights = jnp.exp(logits - logits.max(axis=-2, keepdims=True))
   weights = jnp.swapaxes(weights / weights.sum(axis=-2, keepdims=True), -1, -2)
@@ -189,11 +241,16 @@ def _folded_logits(
   halo_size,
   stride,
   mask_padding,
+  relative_stride,
 ):
   """Logits `[batch, rows, columns, heads, window², side²]`, keys first."""
   height, width = key.shape[1:3]
   window = block_size + 2 * halo_size
-  geometry = dict(block_size=block_size, halo_size=halo_size, stride=stride)
+  geometry = dict(
+    block_size=block_size,
+    halo_size=halo_size,
+    stride=relative_stride or stride,
+  )
 
   # [batch, rows, columns, heads, side, side, head_dim]
   query = blocks.pad_to_blocks(query, block_size)[:, ::stride, ::stride]

@@ -31,8 +31,8 @@ def relative_logits(
   """Scores every key row (or column) of a neighbourhood for every query.
 
   Args:
-    query: `[..., block_size/stride, d]`, the queries of one column (or row)
-      of a block; query `n` stands at pixel `stride·n` of the block.
+    query: `[..., queries, d]`, the queries of one column (or row) of a block;
+      query `n` stands at pixel `stride·n` of the block.
     table: `[2·(block_size + halo_size) − 1, d]`, one embedding per offset
       `key − stride·n`, from `−(block_size − 1 + halo_size)` upwards.
     block_size: side of a block in pixels.
@@ -40,15 +40,16 @@ def relative_logits(
     stride: distance between queries in pixels.
 
   Returns:
-    `[..., block_size/stride, block_size + 2·halo_size]`, in the query's dtype.
+    `[..., queries, block_size + 2·halo_size]`, in the query's dtype.
   """
   window = block_size + 2 * halo_size
+  queries = query.shape[-2]
   # The first key lies halo_size before the block: offset −halo_size − position
   # of the query, row block_size − 1 − position of the table.
   embedding = jnp.stack(
     [
       lax.slice_in_dim(table, first, first + window)
-      for first in range(block_size - 1, -1, -stride)
+      for first in (block_size - 1 - stride * n for n in range(queries))
     ]
   )
   return jnp.einsum("...qd,qkd->...qk", query, embedding)

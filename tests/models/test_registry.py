@@ -18,7 +18,11 @@ def test_names_match_patterns():
 
 def test_overrides_reach_the_model():
   model = halonet.create_model("halonet_h4", num_classes=10, block_size=5)
-  assert (model.num_classes, model.block_size, model.rb) == (10, 5, 3.0)
+  assert (model.spec.num_classes, model.spec.block_size, model.spec.rb) == (
+    10,
+    5,
+    3.0,
+  )
 
 
 def test_unknown_names_are_answered_with_the_nearest_and_the_list():

@@ -1,0 +1,138 @@
+"""Compares every model of timm's with timm itself, weights drawn at random.
+
+  pip install torch torchvision timm
+  python scripts/parity_timm.py [--write] [MODEL...]
+
+Parameters and batch-norm statistics are drawn by name, so that nothing needs to
+be downloaded. In float32 on the CPU, at two sizes: the largest difference of
+the logits over the largest logit (allowed: 1e-4). For two models, also the
+loss and its gradient in training mode (relative L2 distance, allowed: 1e-3), in
+float64: with such weights PyTorch's own gradient of halonet26t differs by 6e-3
+between float32 and float64, as rounding turns signs at ReLUs.
+`--write` stores timm's logits for tests/interop/test_timm.py, which needs no
+PyTorch.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import halonet
+from halonet.interop import timm as interop
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from tests.interop.drawn import (
+  CASES,
+  GRADIENT_CASES,
+  draw_images,
+  draw_labels,
+  draw_state_dict,
+  key,
+  loss_and_gradients,
+  project,
+)
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "tests/interop/golden/timm.npz"
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__.splitlines()[0],
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("models", nargs="*", metavar="MODEL")
+  parser.add_argument(
+    "--write", action="store_true", help=f"writes {GOLDEN.name}"
+  )
+  arguments = parser.parse_args()
+  try:
+    import timm
+    import torch
+  except ImportError as error:
+    sys.exit(f"error: {error}; pip install torch torchvision timm")
+  torch.manual_seed(0)
+
+  golden, failed = {}, False
+  print(f"timm {timm.__version__}, PyTorch {torch.__version__}")
+  print(f"{'model':22}{'size':>9}{'max |Δ|':>12}{'relative':>12}")
+  for name, size, overrides, timm_options in CASES:
+    if arguments.models and name not in arguments.models:
+      continue
+    model = halonet.create_model(name, **overrides)
+    theirs = timm.create_model(name.removesuffix("_timm"), **timm_options)
+    drawn = load(theirs, model, torch)
+    images = draw_images(2, size)
+    with torch.no_grad():
+      expected = theirs.eval()(to_torch(images, torch)).numpy()
+    actual = jax.jit(model.apply)(interop.from_timm(drawn, model), images)
+    difference = np.abs(actual - expected).max()
+    relative = difference / np.abs(expected).max()
+    failed |= bool(not relative <= 1e-4)
+    golden[key(name, size, "logits")] = expected
+    print(
+      f"{name:22}{size[0]:>5}×{size[1]}{difference:12.2e}{relative:12.2e}",
+      flush=True,
+    )
+
+  print(f"\n{'model':22}{'size':>9}{'loss':>12}{'gradient':>12}")
+  for name, size in GRADIENT_CASES:
+    if arguments.models and name not in arguments.models:
+      continue
+    model = halonet.create_model(name, dtype="float64")
+    theirs = timm.create_model(name.removesuffix("_timm")).train()
+    drawn = load(theirs, model, torch)
+    images, labels = draw_images(4, size), draw_labels(4)
+    loss = torch.nn.functional.cross_entropy(
+      theirs.double()(to_torch(images, torch).double()), torch.tensor(labels)
+    )
+    loss.backward()
+    expected = {k: p.grad.numpy() for k, p in theirs.named_parameters()}
+    our_loss, actual = loss_and_gradients(model, drawn, images, labels)
+    distance = np.sqrt(
+      sum(((actual[k] - expected[k]) ** 2).sum() for k in expected)
+    )
+    distance /= np.sqrt(sum((x**2).sum() for x in expected.values()))
+    loss = loss.item()
+    loss_error = abs(our_loss - loss) / loss
+    failed |= bool(not max(distance, loss_error) <= 1e-3)
+    golden[key(name, size, "loss")] = np.array(loss)
+    golden[key(name, size, "gradient")] = project(expected)
+    print(
+      f"{name:22}{size[0]:>5}×{size[1]}{loss_error:12.2e}{distance:12.2e}",
+      flush=True,
+    )
+
+  if failed:
+    sys.exit("error: beyond what is allowed")
+  if arguments.write:
+    np.savez_compressed(GOLDEN, **golden)
+    print(f"Wrote {GOLDEN}")
+
+
+def report(name, size, first, second):
+  shape = f"{size[0]}×{size[1]}"
+  print(f"{name:22}{shape:>9}{first:12.2e}{second:12.2e}", flush=True)
+
+
+def load(theirs, model, torch):
+  """Gives timm's model drawn weights, strictly, and returns them."""
+  shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
+  drawn = draw_state_dict(shapes)
+  theirs.load_state_dict({k: torch.tensor(v) for k, v in drawn.items()})
+  # What comes back through our variables is the same file.
+  again = interop.to_timm(interop.from_timm(drawn, model), model)
+  assert again.keys() == drawn.keys()
+  assert all((again[k] == drawn[k]).all() for k in drawn)
+  return drawn
+
+
+def to_torch(images, torch):
+  return torch.tensor(np.asarray(jnp.transpose(images, (0, 3, 1, 2))))
+
+
+if __name__ == "__main__":
+  main()
