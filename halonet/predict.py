@@ -11,11 +11,20 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     prog="python -m halonet.predict", description=__doc__, allow_abbrev=False
   )
-  parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="folder of a run"
+  which = parser.add_mutually_exclusive_group(required=True)
+  which.add_argument("--workdir", metavar="DIR", help="folder of a run")
+  which.add_argument(
+    "--model", metavar="NAME", help="a published model, such as halonet50ts"
   )
   parser.add_argument(
-    "--step", type=int, help="which checkpoint (the latest by default)"
+    "--weights",
+    metavar="SOURCE",
+    help="of --model: a safetensors file, or hf-hub:OWNER/NAME (timm's own)",
+  )
+  parser.add_argument(
+    "--step",
+    type=int,
+    help="of --workdir: which checkpoint (the latest)",
   )
   parser.add_argument(
     "--top", type=int, default=5, help="classes per image (%(default)s)"
@@ -34,6 +43,10 @@ def main() -> None:
   arguments = parser.parse_args()
   if arguments.top < 1:
     raise UsageError(f"--top is {arguments.top}; it must be at least 1")
+  if arguments.weights and not arguments.model:
+    raise UsageError("--weights is for --model=NAME")
+  if arguments.step is not None and not arguments.workdir:
+    raise UsageError("--step is for --workdir=DIR")
   if arguments.pixel and not arguments.attention:
     raise UsageError("--pixel is for the picture of --attention=FILE.png")
   if arguments.attention:
@@ -47,20 +60,22 @@ def main() -> None:
     if not picture.parent.is_dir():
       raise UsageError(f"--attention: there is no folder {picture.parent}")
 
-  from halonet.data.images import model_input, read_image
-  from halonet.prediction import draw_attention, parse_pixel, predict
-  from halonet.training.restore import restore_model
+  from halonet import prediction
+  from halonet.data.images import read_image
 
   images = [read_image(path) for path in arguments.images]
-  pixel = parse_pixel(arguments.pixel, images[0])
-  run = restore_model(arguments.workdir, arguments.step)
+  if arguments.model:
+    classifier = prediction.of_published(arguments.model, arguments.weights)
+  else:
+    classifier = prediction.of_run(arguments.workdir, arguments.step)
+  pixel = prediction.parse_pixel(arguments.pixel, images[0], classifier)
   for path, image in zip(arguments.images, images, strict=True):
-    probabilities = predict(run, model_input(image, run.config.data))
+    probabilities = classifier.predict(image)
     print(path)
     for index in probabilities.argsort()[::-1][: arguments.top]:
-      print(f"  {probabilities[index]:7.2%}  {run.labels[index]}")
+      print(f"  {probabilities[index]:7.2%}  {classifier.labels[index]}")
   if arguments.attention:
-    draw_attention(run, images[0], pixel, arguments.attention)
+    prediction.draw_attention(classifier, images[0], pixel, arguments.attention)
     print(f"Wrote {arguments.attention}")
 
 

@@ -1,29 +1,92 @@
 """What a trained model says of one image, and where it looked."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from halonet.data.images import model_input
-from halonet.errors import UsageError
-from halonet.training.restore import TrainedModel
+from halonet.data.images import published_input, square_input
+from halonet.errors import UsageError, unknown
+from halonet.interop.pretrained import (
+  PRETRAINED,
+  imagenet_classes,
+  load_pretrained,
+)
+from halonet.models.network import Network
+from halonet.training.restore import restore_model
 
 
-def predict(run: TrainedModel, image: np.ndarray) -> np.ndarray:
-  """Returns the probability of every class, float32 `[classes]`.
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+  """A model with its weights, its classes, and what it wants images to be.
 
-  Args:
-    run: a trained model.
-    image: `[image_size, image_size, 3]`, from `model_input`.
+  Attributes:
+    model: the module.
+    variables: its weights.
+    labels: names of its classes.
+    prepare: makes an RGB image what the model takes, `[size, size, 3]`.
+    crop: share of the image's shorter side that the model sees, around its
+      centre.
   """
-  logits = jax.jit(run.model.apply)(run.variables, image[None])
-  return np.asarray(jax.nn.softmax(logits[0]))
+
+  model: Network
+  variables: Any
+  labels: list[str]
+  prepare: Callable[[Image.Image], np.ndarray]
+  crop: float = 1.0
+
+  def predict(self, image: Image.Image) -> np.ndarray:
+    """Returns the probability of every class, float32 `[classes]`."""
+    inputs = self.prepare(image)[None]
+    logits = jax.jit(self.model.apply)(self.variables, inputs)
+    return np.asarray(jax.nn.softmax(logits[0]))
+
+  def seen(self, image: Image.Image) -> tuple[int, int, int]:
+    """Left, top and side of the square that the model sees, in pixels."""
+    side = round(min(image.size) * self.crop)
+    left, top = ((length - side) // 2 for length in image.size)
+    return left, top, side
+
+
+def of_run(workdir: str, step: int | None = None) -> Classifier:
+  """The model of a training run; errors as for `restore_model`."""
+  run = restore_model(workdir, step)
+  prepare = functools.partial(square_input, config=run.config.data)
+  return Classifier(run.model, run.variables, run.labels, prepare)
+
+
+def of_published(name: str, source: str | None = None) -> Classifier:
+  """A published model of ImageNet's classes.
+
+  Raises:
+    UsageError: if there is none of that name, or the weights do not fit.
+  """
+  if name not in PRETRAINED:
+    raise UsageError(f"--model: {unknown('published model', name, PRETRAINED)}")
+  published = PRETRAINED[name]
+  try:
+    model, variables = load_pretrained(name, source)
+  except ValueError as error:
+    raise UsageError(f"--weights: {error}") from None
+  prepare = functools.partial(
+    published_input,
+    image_size=published.image_size,
+    crop=published.crop,
+    mean=published.mean,
+    std=published.std,
+  )
+  crop = published.image_size / int(published.image_size / published.crop)
+  return Classifier(model, variables, imagenet_classes(), prepare, crop)
 
 
 def last_attention(
-  run: TrainedModel, image: np.ndarray
+  classifier: Classifier, image: np.ndarray
 ) -> tuple[np.ndarray, int, int]:
   """Runs an image and returns what the last local attention layer does.
 
@@ -35,7 +98,7 @@ def last_attention(
   Raises:
     UsageError: if the model has no local attention.
   """
-  spec = run.model.spec
+  spec = classifier.model.spec
   layers = [
     (number, block)
     for number, stage in enumerate(spec.stages, start=1)
@@ -46,10 +109,10 @@ def last_attention(
     raise UsageError("--attention: the model has no local attention")
   number, block = layers[-1]
   features, mutated = jax.jit(
-    lambda variables, images: run.model.apply(
+    lambda variables, images: classifier.model.apply(
       variables, images, method="features", mutable=["attention"]
     )
-  )(run.variables, image[None])
+  )(classifier.variables, image[None])
   (weights,) = mutated["attention"][block.name]["attention"]["weights"]
   # A strided layer reads the map of the stage before.
   keys = image.shape[0] // spec.stem_stride
@@ -96,12 +159,13 @@ def attention_of_pixel(
   return on_map, (block[0] * block_size, block[1] * block_size), tuple(query)
 
 
-def parse_pixel(text: str | None, image: Image.Image) -> tuple[int, int]:
+def parse_pixel(
+  text: str | None, image: Image.Image, classifier: Classifier
+) -> tuple[int, int]:
   """Reads `X,Y`, a pixel of the image; its centre if None.
 
   Raises:
-    UsageError: if it is none, or lies outside of the central square that the
-      model sees.
+    UsageError: if it is none, or lies outside of what the model sees.
   """
   width, height = image.size
   if text is None:
@@ -112,8 +176,7 @@ def parse_pixel(text: str | None, image: Image.Image) -> tuple[int, int]:
     raise UsageError(
       f"--pixel is {text}; write X,Y, two whole numbers"
     ) from None
-  side = min(width, height)
-  left, top = (width - side) // 2, (height - side) // 2
+  left, top, side = classifier.seen(image)
   if not (left <= x < left + side and top <= y < top + side):
     raise UsageError(
       f"--pixel is {text}; the model sees x from {left} to {left + side - 1}"
@@ -123,20 +186,25 @@ def parse_pixel(text: str | None, image: Image.Image) -> tuple[int, int]:
 
 
 def draw_attention(
-  run: TrainedModel, image: Image.Image, pixel: tuple[int, int], path: str
+  classifier: Classifier,
+  image: Image.Image,
+  pixel: tuple[int, int],
+  path: str,
 ) -> None:
-  """Draws where the last attention layer looks from a pixel, into a file."""
-  width, height = image.size
-  side = min(width, height)
-  left, top = (width - side) // 2, (height - side) // 2
+  """Draws where the last local attention looks from a pixel, into a file.
+
+  Raises:
+    UsageError: if there is no such layer, or the file cannot be written.
+  """
+  left, top, side = classifier.seen(image)
   square = image.crop((left, top, left + side, top + side))
   # Of the middle of the pixel.
   share = (pixel[1] - top + 0.5) / side, (pixel[0] - left + 0.5) / side
 
   weights, stride, map_size = last_attention(
-    run, model_input(image, run.config.data)
+    classifier, classifier.prepare(image)
   )
-  halo_size = run.model.spec.halo_size
+  halo_size = classifier.model.spec.halo_size
   attention, block, query = attention_of_pixel(
     weights, stride, map_size, share, halo_size
   )

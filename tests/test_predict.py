@@ -7,15 +7,15 @@ from PIL import Image
 
 from halonet import predict
 from halonet.data import pipeline
-from halonet.data.images import model_input, read_image
+from halonet.data.images import read_image
 from halonet.errors import UsageError
 from halonet.prediction import (
   attention_of_pixel,
   last_attention,
+  of_run,
   parse_pixel,
 )
-from halonet.prediction import predict as probabilities_of
-from halonet.training.restore import restore_model
+from halonet.training.workdir import Workdir
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def digit(tmp_path, data_dir):
 
 
 @pytest.fixture(scope="module")
-def run(trained):
-  return restore_model(str(trained[0]))
+def classifier(trained):
+  return of_run(str(trained[0]))
 
 
-def test_classes_with_probabilities(run_main, trained, digit, run):
+def test_classes_with_probabilities(run_main, trained, digit):
   code, output, complaint = run_main(
     predict.main, f"--workdir={trained[0]}", "--top=10", str(digit), str(digit)
   )
@@ -46,15 +46,21 @@ def test_classes_with_probabilities(run_main, trained, digit, run):
   assert sorted(line.split()[1] for line in lines[1:11]) == list("0123456789")
 
 
-def test_a_file_is_seen_as_the_test_split_is(run, digit, data_dir):
+def test_a_file_is_seen_as_the_test_split_is(
+  classifier, trained, digit, data_dir
+):
   builder = pipeline.load_builder("digits", data_dir)
-  batch = next(pipeline.test_batches(builder, run.config))
-  image = model_input(read_image(digit), run.config.data)
+  config = Workdir(str(trained[0])).config()
+  batch = next(pipeline.test_batches(builder, config))
+  image = classifier.prepare(read_image(digit))
   np.testing.assert_allclose(image, batch["image"][0], atol=1e-6)
-  logits = run.model.apply(run.variables, jnp.asarray(image)[None])[0]
-  logits = np.asarray(logits, np.float64)
+  logits = classifier.model.apply(
+    classifier.variables, jnp.asarray(image)[None]
+  )
+  logits = np.asarray(logits[0], np.float64)
   expected = np.exp(logits) / np.exp(logits).sum()
-  np.testing.assert_allclose(probabilities_of(run, image), expected, rtol=1e-4)
+  actual = classifier.predict(read_image(digit))
+  np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size, mode", [((70, 41), "RGB"), ((1, 1), "RGBA")])
@@ -80,9 +86,9 @@ def test_attention_is_drawn(run_main, trained, digit, tmp_path):
   assert code == 2 and f"--attention: {picture} exists" in complaint
 
 
-def test_attention_of_a_pixel_is_its_querys(run, digit):
-  image = model_input(read_image(digit), run.config.data)
-  weights, stride, map_size = last_attention(run, image)
+def test_attention_of_a_pixel_is_its_querys(classifier, digit):
+  image = classifier.prepare(read_image(digit))
+  weights, stride, map_size = last_attention(classifier, image)
   # The only block of stage 2 strides over the 4×4 map of stage 1.
   assert (stride, map_size) == (2, 4)
   assert weights.shape == (2, 2, 2, 1, 1, 4, 4)
@@ -98,14 +104,14 @@ def test_attention_of_a_pixel_is_its_querys(run, digit):
   assert on_map[3].sum() == 0 and on_map[:, 0].sum() == 0
 
 
-def test_pixels_are_checked():
+def test_pixels_are_checked(classifier):
   image = Image.new("RGB", (30, 10))
-  assert parse_pixel(None, image) == (15, 5)
-  assert parse_pixel("10,9", image) == (10, 9)
+  assert parse_pixel(None, image, classifier) == (15, 5)
+  assert parse_pixel("10,9", image, classifier) == (10, 9)
   with pytest.raises(UsageError, match="sees x from 10 to 19 and y from 0"):
-    parse_pixel("9,0", image)
+    parse_pixel("9,0", image, classifier)
   with pytest.raises(UsageError, match="write X,Y"):
-    parse_pixel("9", image)
+    parse_pixel("9", image, classifier)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +124,7 @@ def test_pixels_are_checked():
     (["--attention=none/a.png", "IMAGE"], "there is no folder none"),
     (["--attention=a.what", "IMAGE"], "--attention a.what"),
     (["none.png"], "there is no file none.png"),
+    (["--weights=a.safetensors", "IMAGE"], "--weights is for --model"),
   ],
 )
 def test_slips_are_answered_in_one_line(

@@ -39,7 +39,7 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
     raise UsageError(f"image {path} cannot be read: {error}") from None
 
 
-def model_input(
+def square_input(
   image: Image.Image, config: ml_collections.ConfigDict
 ) -> np.ndarray:
   """Prepares an image as the test split is: float32 `[size, size, 3]`.
@@ -51,3 +51,29 @@ def model_input(
   pixels = tf.constant(np.asarray(image))
   square = preprocessing.central_square(pixels, config.image_size)
   return preprocessing.normalise(square, config).numpy()
+
+
+def published_input(
+  image: Image.Image,
+  *,
+  image_size: int,
+  crop: float,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+) -> np.ndarray:
+  """Prepares an image as timm's evaluation does: float32 `[size, size, 3]`.
+
+  The shorter side is resized, bicubically, to `image_size / crop`, rounded
+  down; then the centre is cut out and normalised.
+  """
+  target = int(image_size / crop)
+  scale = target / min(image.size)
+  # The longer side is cut down, not rounded, as torchvision does.
+  size = [
+    target if x == min(image.size) else int(x * scale) for x in image.size
+  ]
+  image = image.resize(size, Image.Resampling.BICUBIC)
+  left, top = (round((x - image_size) / 2) for x in image.size)
+  image = image.crop((left, top, left + image_size, top + image_size))
+  pixels = np.asarray(image, np.float32) / 255
+  return (pixels - np.float32(mean)) / np.float32(std)

@@ -5,6 +5,7 @@ Both directions are strict: every array is used once, every variable is filled,
 every shape is checked.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -93,8 +94,9 @@ def to_timm(variables: Any, model: Network) -> Arrays:
 
 
 def _flat_shapes(model):
+  spec = dataclasses.replace(model.spec, dtype="float32")
   variables = jax.eval_shape(
-    model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+    Network(spec).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
   )
   flat = traverse_util.flatten_dict(dict(variables), sep="/")
   return {path: leaf.shape for path, leaf in flat.items()}

@@ -39,6 +39,8 @@ class HaloAttention(nn.Module):
       must divide it.
     stride: keeps the queries at every `stride`-th row and column.
     mask_padding: leaves keys beyond the border out of the softmax.
+    mask_window: lets a query see only keys at most `halo_size` pixels away, as
+      SASA does (figure 6).
     timm: does as `HaloAttn` of timm does, whose trained weights ask for it (it
       does not mask either: set `mask_padding=False`). Each table is as wide as
       a head and the two terms are summed; it has rows for 2·window − 1 offsets,
@@ -59,6 +61,7 @@ class HaloAttention(nn.Module):
   value_features: int | None = None
   stride: int = 1
   mask_padding: bool = True
+  mask_window: bool = False
   timm: bool = False
   dtype: DTypeLike = jnp.float32
 
@@ -98,6 +101,7 @@ class HaloAttention(nn.Module):
       halo_size=self.halo_size,
       stride=stride,
       mask_padding=self.mask_padding,
+      mask_window=self.mask_window,
     )
     if self.is_mutable_collection("attention") and not self.is_initializing():
       # Of all queries, where the strided ones sit differently in every block.

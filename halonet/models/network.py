@@ -143,6 +143,7 @@ def _attention(network, spec, dtype):
     block_size=network.block_size,
     halo_size=network.halo_size,
     mask_padding=network.mask_padding,
+    mask_window=network.mask_window,
     timm=network.timm,
     **shared,
   )

@@ -97,6 +97,8 @@ class NetworkSpec:
       `halonet.models.layers.HaloAttention`.
     mask_padding: leaves keys beyond the border out of the softmax. The paper
       does not say; masking is our choice.
+    mask_window: lets a query see only keys at most `halo_size` pixels away,
+      the comparison with SASA of figure 6.
     global_size: side of the maps that the tables of global attention are made
       for; for other maps they are resized.
     zero_init_residual: starts every block as its shortcut, by a zero scale in
@@ -135,6 +137,7 @@ class NetworkSpec:
   out_widths: tuple[int, ...] = ()
   timm: bool = False
   mask_padding: bool = True
+  mask_window: bool = False
   global_size: int = 8
   zero_init_residual: bool = True
   drop_path: float = 0.0

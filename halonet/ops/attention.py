@@ -37,6 +37,7 @@ def blocked_local_attention(
   halo_size: int,
   stride: int = 1,
   mask_padding: bool = True,
+  mask_window: bool = False,
   relative_stride: int | None = None,
 ) -> Float[Array, "b oh ow heads dv"]:
   """Blocked local self-attention with relative positions (HaloNet, eq. 3).
@@ -64,6 +65,9 @@ def blocked_local_attention(
       computed at the strided cost where `stride` divides `block_size`.
     mask_padding: whether keys beyond the border are left out of the softmax.
       If not, they take part as zero vectors, with their relative logit.
+    mask_window: whether a query sees only keys at most `halo_size` rows and
+      columns away: a window of 2·halo_size + 1 pixels around each query, as in
+      SASA (HaloNet, figure 6), at the cost of the whole neighbourhood.
     relative_stride: pixels between neighbouring queries as the relative
       offsets count them: `stride`, unless weights were trained otherwise.
 
@@ -99,6 +103,7 @@ def blocked_local_attention(
       block_size=block_size,
       halo_size=halo_size,
       mask_padding=mask_padding,
+      mask_window=mask_window,
     )
     return output[:, ::stride, ::stride]
 
@@ -112,6 +117,7 @@ def blocked_local_attention(
     halo_size=halo_size,
     stride=stride,
     mask_padding=mask_padding,
+    mask_window=mask_window,
     relative_stride=relative_stride,
   )
   # The sum divides the few outputs, not the many weights.
@@ -184,6 +190,7 @@ def blocked_local_attention_weights(
   halo_size: int,
   stride: int = 1,
   mask_padding: bool = True,
+  mask_window: bool = False,
   relative_stride: int | None = None,
 ) -> Float[Array, "b rows cols heads side side window window"]:
   """The softmax weights of `blocked_local_attention`, to be looked at.
@@ -223,6 +230,7 @@ def blocked_local_attention_weights(
     halo_size=halo_size,
     stride=stride,
     mask_padding=mask_padding,
+    mask_window=mask_window,
     relative_stride=relative_stride,
   )
   weights = jnp.exp(logits - logits.max(axis=-2, keepdims=True))
@@ -241,6 +249,7 @@ def _folded_logits(
   halo_size,
   stride,
   mask_padding,
+  mask_window,
   relative_stride,
 ):
   """Logits `[batch, rows, columns, heads, window², side²]`, keys first."""
@@ -267,16 +276,20 @@ def _folded_logits(
     relative_width.astype(query.dtype),
     **geometry,
   )
+  # A masked key gets this once for its row and once for its column. Finite,
+  # because it meets the zeros of the one-hot vectors.
+  masked = jnp.asarray(jnp.finfo(query.dtype).min / 8, query.dtype)
   if mask_padding:
     valid_rows = blocks.valid_keys(height, block_size, halo_size)
     valid_cols = blocks.valid_keys(width, block_size, halo_size)
-    # A key beyond the border gets this once for its row and once for its
-    # column. Finite, because it meets the zeros of the one-hot vectors.
-    masked = jnp.finfo(query.dtype).min / 4
-    row_mask = jnp.where(valid_rows, 0, masked)[:, None, None, None, None, :]
-    col_mask = jnp.where(valid_cols, 0, masked)[:, None, None, None, :]
-    row_logits += row_mask.astype(query.dtype)
-    col_logits += col_mask.astype(query.dtype)
+    row_logits += jnp.where(valid_rows[:, None, None, None, None], 0, masked)
+    col_logits += jnp.where(valid_cols[:, None, None, None], 0, masked)
+  if mask_window:
+    offset = np.arange(window) - halo_size
+    offset = offset - np.arange(0, block_size, stride)[:, None]
+    far = np.abs(offset) > halo_size
+    row_logits += jnp.where(far[:, None], masked, 0)
+    col_logits += jnp.where(far, masked, 0)
   query = jnp.concatenate([query, row_logits, col_logits], axis=-1)
   query = query.reshape(*query.shape[:4], -1, query.shape[-1])
 

@@ -81,7 +81,9 @@ def train(
     model = config_lib.create_model(config, num_classes=len(labels))
     optimizer = optimizer_lib.make_optimizer(config)
     schedule = optimizer_lib.make_schedule(config)
-    train_step = make_train_step(model, optimizer, config.label_smoothing, mesh)
+    train_step = make_train_step(
+      model, optimizer, config.label_smoothing, config.seed, mesh
+    )
     eval_step = make_eval_step(model, mesh)
 
     # ------------------------------------------------------ state or restore

@@ -18,6 +18,7 @@ def make_train_step(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   label_smoothing: float,
+  seed: int,
   mesh: Mesh,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
   """Compiles one step of gradient descent.
@@ -25,7 +26,8 @@ def make_train_step(
   The step takes a state (and consumes it) and a global batch of `image` and
   `label`, split along `data`, and returns the next state and the batch's
   `loss`, `accuracy` and `gradient_norm`. Batch norms see the whole global
-  batch, so the result does not depend on the number of devices.
+  batch, so the result does not depend on the number of devices. What is
+  dropped at random follows from the seed and the state's step.
   """
 
   def loss_of(params, state, batch):
@@ -34,6 +36,7 @@ def make_train_step(
       batch["image"],
       train=True,
       mutable=["batch_stats"],
+      rngs={"dropout": jax.random.fold_in(jax.random.key(seed), state.step)},
     )
     targets = jax.nn.one_hot(batch["label"], logits.shape[-1])
     targets = optax.smooth_labels(targets, label_smoothing)

@@ -17,7 +17,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
   )
   image = images.read_image(path)
   assert image.mode == "RGB" and image.size == (40, 30)
-  array = images.model_input(image, data(image_size=16))
+  array = images.square_input(image, data(image_size=16))
   assert array.shape == (16, 16, 3) and array.dtype == np.float32
 
 
@@ -57,3 +57,20 @@ def test_no_image_is_one_clear_error(tmp_path):
     images.read_image(cut)
   with pytest.raises(UsageError, match="cannot be read"):
     images.read_image(tmp_path)
+
+
+def test_published_preprocessing_is_torchvisions(tmp_path):
+  # Resize(272), CenterCrop(256), ToTensor, Normalize, on 300×400 pixels: the
+  # longer side becomes 362.67, cut to 362, and 53 of its pixels are cut off.
+  image = photograph(400, 300)
+  actual = images.published_input(
+    image,
+    image_size=256,
+    crop=0.94,
+    mean=(0.5, 0.4, 0.3),
+    std=(0.1, 0.2, 0.3),
+  )
+  resized = np.asarray(image.resize((362, 272), Image.Resampling.BICUBIC))
+  expected = resized[8:264, 53:309] / 255.0
+  expected = (expected - (0.5, 0.4, 0.3)) / (0.1, 0.2, 0.3)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halonet.models.layers import HaloAttention
+from halonet.models.layers import (
+  EfficientChannelAttention,
+  GlobalAttention,
+  HaloAttention,
+  SqueezeExcite,
+)
 from tests.ops import reference
 
 
@@ -71,6 +76,42 @@ def test_weights_are_there_for_who_asks():
   (weights,) = collections["attention"]["weights"]
   assert weights.shape == (1, 2, 2, 2, 2, 2, 6, 6)
   np.testing.assert_allclose(weights.sum((-1, -2)), 1.0, rtol=1e-5)
+
+
+def test_global_attention_resizes_its_tables():
+  layer = GlobalAttention(heads=2, size=4, stride=2)
+  x = jax.random.normal(jax.random.key(1), (2, 4, 4, 8))
+  variables = layer.init(jax.random.key(0), x)
+  assert variables["params"]["relative_height"].shape == (7, 4)
+  assert layer.apply(variables, x).shape == (2, 2, 2, 8)
+  assert layer.apply(variables, jnp.ones((1, 5, 9, 8))).shape == (1, 3, 5, 8)
+
+
+def test_squeeze_excite_is_its_formula():
+  layer = SqueezeExcite(ratio=1 / 4)
+  x = np.random.default_rng(0).normal(size=(2, 3, 5, 64)).astype(np.float32)
+  variables = layer.init(jax.random.key(0), jnp.asarray(x))
+  p = jax.tree.map(np.asarray, variables["params"])
+  hidden = x.mean((1, 2)) @ p["reduce"]["kernel"] + p["reduce"]["bias"]
+  gate = np.maximum(hidden, 0) @ p["expand"]["kernel"] + p["expand"]["bias"]
+  expected = x / (1 + np.exp(-gate))[:, None, None]
+  actual = layer.apply(variables, jnp.asarray(x))
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels, size", [(16, 3), (64, 3), (256, 5)])
+def test_efficient_channel_attention_is_its_formula(channels, size):
+  layer = EfficientChannelAttention()
+  x = np.random.default_rng(0).normal(size=(2, 3, 5, channels))
+  x = x.astype(np.float32)
+  variables = layer.init(jax.random.key(0), jnp.asarray(x))
+  kernel = np.asarray(variables["params"]["conv"]["kernel"])[:, 0, 0]
+  assert kernel.shape == (size,)
+  padded = np.pad(x.mean((1, 2)), [(0, 0), (size // 2, size // 2)])
+  gate = sum(kernel[i] * padded[:, i : i + channels] for i in range(size))
+  expected = x / (1 + np.exp(-gate))[:, None, None]
+  actual = layer.apply(variables, jnp.asarray(x))
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

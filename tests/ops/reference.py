@@ -18,6 +18,8 @@ def blocked_local_attention(
   halo_size,
   stride=1,
   mask_padding=True,
+  mask_window=False,
+  relative_stride=None,
   output_gradient=None,
 ):
   """Returns the output, or the five gradients for an `output_gradient`."""
@@ -37,15 +39,26 @@ def blocked_local_attention(
     side = block_size + 2 * halo_size
     ys, xs = np.mgrid[top : top + side, left : left + side].reshape(2, -1)
     inside = (ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)
+    kept = np.ones_like(inside)
     if mask_padding:
-      ys, xs = ys[inside], xs[inside]
-      inside = inside[inside]
+      kept &= inside
+    if mask_window:
+      kept &= (np.abs(ys - y) <= halo_size) & (np.abs(xs - x) <= halo_size)
+    ys, xs, inside = ys[kept], xs[kept], inside[kept]
     q = query[n, y, x, head]
     k = np.zeros((len(ys), len(q)))
     k[inside] = key[n, ys[inside], xs[inside], head]
     v = np.zeros((len(ys), value.shape[-1]))
     v[inside] = value[n, ys[inside], xs[inside], head]
-    offset = zero + ys - y, zero + xs - x
+    if relative_stride is None:
+      offset = zero + ys - y, zero + xs - x
+    else:  # Queries of a block are counted this far apart.
+      first = y // block_size * block_size, x // block_size * block_size
+      counted = [
+        start + (pixel - start) // stride * relative_stride
+        for start, pixel in zip(first, (y, x), strict=True)
+      ]
+      offset = zero + ys - counted[0], zero + xs - counted[1]
     r = np.zeros_like(k)
     r[:, :width_h] += rows[offset[0]]
     r[:, len(q) - width_w :] += cols[offset[1]]

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halonet.ops.attention import (
   blocked_local_attention,
   blocked_local_attention_weights,
+  global_attention,
 )
 from tests.ops import reference
 
@@ -40,6 +41,7 @@ def cases(draw):
     halo_size=draw(st.integers(0, 6)),
     stride=draw(st.integers(1, 3)),
     mask_padding=draw(st.booleans()),
+    mask_window=draw(st.sampled_from([False, False, True])),
     seed=draw(st.integers(0, 2**16)),
   )
 
@@ -53,6 +55,7 @@ def case(shape, block_size, halo_size, **overrides):
     halo_size=halo_size,
     stride=1,
     mask_padding=True,
+    mask_window=False,
     seed=0,
   ) | dict(overrides)
 
@@ -80,7 +83,7 @@ def arrays(case):
       case["value_dim"],
     )
   ).astype(np.float32)
-  names = ("block_size", "halo_size", "stride", "mask_padding")
+  names = ("block_size", "halo_size", "stride", "mask_padding", "mask_window")
   return inputs, gradient, {name: case[name] for name in names}
 
 
@@ -121,6 +124,107 @@ def test_matches_the_per_pixel_loop(case):
   scale = max(np.abs(expected).max() for expected in expected_gradients)
   for actual, expected in zip(gradients, expected_gradients, strict=True):
     assert np.abs(actual - expected).max() <= 1e-5 * max(scale, 1e-3)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_queries_may_be_counted_apart_from_their_pixels(stride):
+  inputs, _, options = arrays(case((1, 9, 7, 2, 4), 4, 2, stride=stride))
+  options["relative_stride"] = 1
+  output = blocked_local_attention(*inputs, **options)
+  expected = reference.blocked_local_attention(*inputs, **options)
+  assert relative_error(output, expected) <= 1e-5
+  with pytest.raises(ValueError, match="relative_stride is 1; it is for"):
+    blocked_local_attention(*inputs, **options | {"stride": 3})
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_masked_window_is_sasa(stride, mask_padding):
+  """Figure 6: every query its own k×k window, whatever the block."""
+  (query, key, value, *tables), _, options = arrays(
+    case((2, 9, 11, 2, 4), 4, 2, stride=stride, mask_padding=mask_padding)
+  )
+  output = blocked_local_attention(
+    query, key, value, *tables, **options | {"mask_window": True}
+  )
+  query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+  rows, cols = (np.asarray(x, np.float64) for x in tables)
+  padding = [(0, 0), (2, 2), (2, 2), (0, 0), (0, 0)]
+  padded_key, padded_value = np.pad(key, padding), np.pad(value, padding)
+  inside = np.pad(np.ones((9, 11)), 2) > 0
+  for n, i, j, head in np.ndindex(*output.shape[:4]):
+    y, x = i * stride, j * stride
+    q = query[n, y, x, head]
+    window = slice(y, y + 5), slice(x, x + 5)
+    logits = padded_key[n, *window, head] @ q
+    # Offsets −2 … 2 around the middle row of the tables.
+    middle = len(rows) // 2
+    logits += (rows[middle - 2 : middle + 3] @ q[:2])[:, None]
+    logits += (cols[middle - 2 : middle + 3] @ q[2:])[None, :]
+    if mask_padding:
+      logits = np.where(inside[window], logits, -np.inf)
+    weights = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    expected = np.einsum("yx,yxd->d", weights, padded_value[n, *window, head])
+    np.testing.assert_allclose(output[n, i, j, head], expected, atol=1e-5)
+
+
+def test_strided_is_the_unstrided_subsampled():
+  inputs, _, options = arrays(case((1, 13, 10, 2, 4), 4, 2))
+  whole = blocked_local_attention(*inputs, **options)
+  for stride in (2, 3, 4):
+    strided = blocked_local_attention(*inputs, **options | {"stride": stride})
+    np.testing.assert_allclose(
+      strided, whole[:, ::stride, ::stride], rtol=1e-5, atol=1e-5
+    )
+
+
+@given(st.integers(-2, 2), st.integers(-2, 2), st.integers(0, 2**16))
+@settings(max_examples=20)
+def test_shifts_by_whole_blocks_shift_the_output(rows, cols, seed):
+  """Block-level translation equivariance, where no border is in reach."""
+  block_size, halo_size = 4, 3
+  inputs, _, options = arrays(
+    case((1, 40, 40, 1, 4), block_size, halo_size, seed=seed)
+  )
+  attention = jax.jit(functools.partial(blocked_local_attention, **options))
+
+  def moved(dy, dx):
+    maps = [jnp.roll(x, (dy, dx), axis=(1, 2)) for x in inputs[:3]]
+    return jnp.roll(attention(*maps, *inputs[3:]), (-dy, -dx), axis=(1, 2))
+
+  # Two blocks of shift and one of halo away from the border on every side.
+  inner = np.s_[:, 12:28, 12:28]
+  still = attention(*inputs)[inner]
+  by_blocks = moved(rows * block_size, cols * block_size)[inner]
+  np.testing.assert_allclose(by_blocks, still, rtol=1e-4, atol=1e-5)
+  by_pixels = moved(rows * block_size + 1, cols * block_size)[inner]
+  assert jnp.abs(by_pixels - still).max() > 1e-2
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_global_attention_is_one_block(full):
+  rng = np.random.default_rng(0)
+  maps = [jnp.asarray(rng.normal(size=(2, 5, 5, 3, 4)), "float32")] * 3
+  dim = 4 if full else 2
+  tables = [jnp.asarray(rng.normal(size=(9, dim)), "float32") for _ in "hw"]
+  expected = reference.blocked_local_attention(
+    *maps, *tables, block_size=5, halo_size=0
+  )
+  output = global_attention(*maps, *tables)
+  assert relative_error(output, expected) <= 1e-5
+
+
+def test_global_attention_of_maps_that_are_not_square():
+  rng = np.random.default_rng(0)
+  maps = [jnp.asarray(rng.normal(size=(2, 3, 6, 2, 4)), "float32")] * 3
+  tables = [jnp.asarray(rng.normal(size=(11, 4)), "float32") for _ in "hw"]
+  expected = reference.blocked_local_attention(
+    *maps, *tables, block_size=6, halo_size=0
+  )
+  # Of the square's offsets, only −2 … 2 occur between three rows.
+  output = global_attention(*maps, tables[0][3:8], tables[1])
+  assert relative_error(output, expected) <= 1e-5
 
 
 def test_reference_gradients_are_those_of_its_output():

@@ -51,7 +51,7 @@ def test_metrics_are_those_of_the_batch(parts):
     mutable="batch_stats",
   )
   loss = cross_entropy(logits, images["label"], 0.1).mean()
-  step = make_train_step(model, optimizer, 0.1, mesh)
+  step = make_train_step(model, optimizer, 0.1, 0, mesh)
   state, metrics = step(state, images)
   np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
   correct = (logits.argmax(-1) == images["label"]).mean()
@@ -60,11 +60,28 @@ def test_metrics_are_those_of_the_batch(parts):
   assert state.step == 1
 
 
+def test_what_is_dropped_follows_from_seed_and_step(small_config):
+  config = small_config("model.drop_path=0.5", "model.dropout=0.5")
+  model = config_lib.create_model(config, num_classes=10)
+  optimizer = optimizer_lib.make_optimizer(config)
+  mesh = make_mesh()
+  losses = {}
+  for seed, steps in ((0, 0), (0, 0), (1, 0), (0, 5)):
+    state = make_init(model, optimizer, 16, mesh)(jax.random.key(0))
+    state = state.replace(step=state.step + steps)
+    step = make_train_step(model, optimizer, 0.1, seed, mesh)
+    _, metrics = step(state, batch(16))
+    losses.setdefault((seed, steps), []).append(float(metrics["loss"]))
+  first, second = losses[0, 0]
+  assert first == second
+  assert len({first, *losses[1, 0], *losses[0, 5]}) == 3
+
+
 def test_a_batch_can_be_learnt_by_heart(parts):
   model, optimizer = parts
   mesh = make_mesh()
   state = make_init(model, optimizer, 16, mesh)(jax.random.key(0))
-  step = make_train_step(model, optimizer, 0.0, mesh)
+  step = make_train_step(model, optimizer, 0.0, 0, mesh)
   images = batch(16)
   for _ in range(100):
     state, metrics = step(state, images)
@@ -76,7 +93,7 @@ def test_eight_devices_compute_what_one_does(parts):
   losses, states = [], []
   for mesh in (make_mesh(jax.devices()[:1]), make_mesh(jax.devices())):
     state = make_init(model, optimizer, 16, mesh)(jax.random.key(0))
-    step = make_train_step(model, optimizer, 0.1, mesh)
+    step = make_train_step(model, optimizer, 0.1, 0, mesh)
     curve = []
     for number in range(20):
       state, metrics = step(state, batch(32, seed=number))

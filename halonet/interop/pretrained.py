@@ -1,0 +1,167 @@
+"""Trained weights by name: where they are, and what images they expect."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from halonet.errors import UsageError, unknown
+from halonet.interop import timm
+from halonet.models.network import Network
+from halonet.models.registry import create_model
+
+_HUB = "hf-hub:"
+_IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+_HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """Published weights, and the images that they were evaluated on.
+
+  Attributes:
+    source: a hub id.
+    image_size: side of the model's input in pixels.
+    crop: share of the resized image's shorter side that the central crop keeps.
+    mean: of every channel, after scaling to 0 … 1.
+    std: of every channel.
+    interpolation: of the resizing.
+  """
+
+  source: str
+  image_size: int
+  crop: float
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+  interpolation: str = "bicubic"
+
+
+# timm's own default weights for its models; ImageNet, 1000 classes.
+PRETRAINED = {
+  name: Pretrained(f"{_HUB}timm/{name}.{tag}", image_size, crop, **statistics)
+  for name, tag, image_size, crop, statistics in (
+    ("halonet26t", "a1h_in1k", 256, 0.95, _IMAGENET),
+    ("sehalonet33ts", "ra2_in1k", 256, 0.94, _IMAGENET),
+    ("halonet50ts", "a1h_in1k", 256, 0.94, _IMAGENET),
+    ("eca_halonext26ts", "c1_in1k", 256, 0.94, _IMAGENET),
+    ("halo2botnet50ts_256", "a1h_in1k", 256, 0.95, _IMAGENET),
+    ("haloregnetz_b", "ra3_in1k", 224, 0.94, _HALF),
+  )
+}
+
+
+def load_pretrained(
+  name: str, source: str | None = None, **overrides: Any
+) -> tuple[Network, Any]:
+  """Makes a model and reads its weights.
+
+  Args:
+    name: a model of timm's family, such as `halonet50ts`.
+    source: a safetensors file; a PyTorch file, read by PyTorch's loader for
+      weights alone, if PyTorch is installed; or `hf-hub:OWNER/NAME`, fetched
+      into the hub's ordinary cache. timm's own weights by default.
+    **overrides: fields of the model, as for `create_model`.
+
+  Returns:
+    The model and its variables, `model.apply(variables, images)`.
+
+  Raises:
+    UsageError: if the weights cannot be found or read.
+    ValueError: if there is no such model, or the weights are not its own; all
+      that is missing, unexpected or of the wrong shape is listed.
+  """
+  model = create_model(name, **overrides)
+  if not model.spec.timm:
+    raise UsageError(
+      unknown("model with weights", name, PRETRAINED)
+      + "; the paper's own weights were never published"
+    )
+  if source is None:
+    if name not in PRETRAINED:
+      raise UsageError(f"no weights of {name} are published; name a source")
+    source = PRETRAINED[name].source
+  return model, timm.from_timm(read_state_dict(source), model)
+
+
+def imagenet_classes() -> list[str]:
+  """Names of ImageNet's 1000 classes, in the order of the logits."""
+  path = pathlib.Path(__file__).with_name("imagenet_classes.txt")
+  return path.read_text().splitlines()
+
+
+def read_state_dict(source: str) -> dict[str, np.ndarray]:
+  """Reads a state dict from a file or the hub; see `load_pretrained`.
+
+  Raises:
+    UsageError: if it cannot be found or read.
+  """
+  if source.startswith(_HUB):
+    path = _fetch(source.removeprefix(_HUB))
+  else:
+    path = pathlib.Path(source)
+    if not path.is_file():
+      raise UsageError(
+        f"weights: there is no file {source} (a hub id begins with {_HUB})"
+      )
+  if path.suffix == ".safetensors":
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+      return load_file(path)
+    except (SafetensorError, OSError) as error:
+      raise UsageError(f"weights: {path} cannot be read: {error}") from None
+  try:
+    import torch
+  except ImportError:
+    raise UsageError(
+      f"weights: {path} is no .safetensors file; to read PyTorch's, install"
+      " torch"
+    ) from None
+  try:
+    # Never runs code that a file brings along.
+    state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: array.numpy() for name, array in state_dict.items()}
+  except Exception as error:  # Its unpickler raises many kinds.
+    reason = str(error).splitlines()[0]
+    raise UsageError(f"weights: {path} cannot be read: {reason}") from None
+
+
+def save_timm(path: str | pathlib.Path, variables: Any, model: Network) -> None:
+  """Writes variables as a safetensors file that timm loads strictly.
+
+  Raises:
+    UsageError: if the file exists, or cannot be written.
+  """
+  from safetensors.numpy import save_file
+
+  path = pathlib.Path(path)
+  if path.exists():
+    raise UsageError(f"weights: {path} exists; name another file")
+  try:
+    save_file(timm.to_timm(variables, model), path)
+  except OSError as error:
+    raise UsageError(f"weights: {path} cannot be written: {error}") from None
+
+
+def _fetch(repository):
+  import huggingface_hub
+  from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+  # Its warnings of every retry; the error says it once.
+  huggingface_hub.utils.logging.set_verbosity_error()
+  try:
+    path = huggingface_hub.hf_hub_download(repository, "model.safetensors")
+  except (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OSError,
+    ValueError,
+  ) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise UsageError(
+      f"weights: {_HUB}{repository} cannot be fetched ({reason}); go online"
+      " once, or name a file"
+    ) from None
+  return pathlib.Path(path)

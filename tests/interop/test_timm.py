@@ -1,0 +1,96 @@
+"""timm's weights and logits, without timm.
+
+The logits, losses and gradients are timm's, stored by scripts/parity_timm.py;
+the weights that led to them are drawn again here, by name.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import halonet
+from halonet.interop import timm
+from halonet.models.registry import model_fields
+from tests.interop.drawn import (
+  CASES,
+  GRADIENT_CASES,
+  draw_images,
+  draw_labels,
+  draw_state_dict,
+  key,
+  loss_and_gradients,
+  project,
+)
+
+GOLDEN = np.load(
+  pathlib.Path(__file__).parent / "golden" / "timm.npz", allow_pickle=False
+)
+
+
+def make(name, **overrides):
+  """A model, and drawn weights by timm's names."""
+  model = halonet.create_model(name, **overrides)
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), draw_images(1, (64, 64))
+  )
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), variables)
+  shapes = {k: v.shape for k, v in timm.to_timm(zeros, model).items()}
+  return model, draw_state_dict(shapes)
+
+
+@pytest.mark.parametrize("name, size, overrides, _", CASES)
+def test_logits_are_timms(name, size, overrides, _):
+  model, state_dict = make(name, **overrides)
+  variables = timm.from_timm(state_dict, model)
+  # Two images were seen by timm; at inference they are independent.
+  images = draw_images(2, size)[:1]
+  logits = jax.jit(model.apply)(variables, images)
+  expected = GOLDEN[key(name, size, "logits")][:1]
+  assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name, size", GRADIENT_CASES)
+def test_training_is_timms(name, size):
+  model, _ = make(name)
+  _, state_dict = make(name)
+  model = halonet.create_model(name, dtype="float64")
+  images, labels = draw_images(4, size), draw_labels(4)
+  loss, gradients = loss_and_gradients(model, state_dict, images, labels)
+  np.testing.assert_allclose(loss, GOLDEN[key(name, size, "loss")], rtol=1e-6)
+  names = [k for k in gradients if not k.endswith(STATISTICS)]
+  actual = project({k: gradients[k] for k in names})
+  expected = GOLDEN[key(name, size, "gradient")]
+  error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+  assert error <= 1e-3
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in CASES}))
+def test_there_and_back_is_the_identity(name):
+  model, state_dict = make(name)
+  again = timm.to_timm(timm.from_timm(state_dict, model), model)
+  assert again.keys() == state_dict.keys()
+  for k, array in state_dict.items():
+    np.testing.assert_array_equal(again[k], array, err_msg=k)
+    assert again[k].dtype == array.dtype
+
+
+def test_every_misfit_is_listed():
+  model, state_dict = make("halonet26t")
+  state_dict["head.fc.weight"] = state_dict["head.fc.weight"][:10]
+  state_dict["stem.other"] = state_dict.pop("stem.conv1.conv.weight")
+  with pytest.raises(ValueError, match="3 problems") as caught:
+    timm.from_timm(state_dict, model)
+  message = str(caught.value)
+  assert "missing: stem.conv1.conv.weight" in message
+  assert "unexpected: stem.other" in message
+  assert "head.fc.weight: (10, 2048), not (1000, 2048)" in message
+
+
+def test_every_model_of_timms_is_compared():
+  ours = {n for n in halonet.list_models() if model_fields(n)["timm"]}
+  assert ours == {name for name, *_ in CASES}
