@@ -1,6 +1,7 @@
 """What the commands have in common: quiet libraries, and errors in one line."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -19,4 +20,8 @@ def run(main: Callable[[], None]) -> None:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
   except KeyboardInterrupt:
-    sys.exit("interrupted")
+    print("interrupted", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+  except BrokenPipeError:  # Whoever read the output has left.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)

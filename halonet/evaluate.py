@@ -18,25 +18,28 @@ def main() -> None:
   arguments = parser.parse_args()
 
   from halonet.data import pipeline
+  from halonet.training.config import check_devices
   from halonet.training.evaluation import evaluate
   from halonet.training.restore import restore_model
+  from halonet.training.state import make_mesh
   from halonet.training.step import make_eval_step
 
-  run = restore_model(arguments.workdir, arguments.step)
+  mesh = make_mesh()
+  run = restore_model(arguments.workdir, mesh, arguments.step)
+  check_devices(run.config, mesh.size)
   data = run.config.data
-  builder = pipeline.load_builder(data.name, data.data_dir)
-  pipeline.prepare(builder)
+  builder = pipeline.prepare(data.name, data.data_dir)
   print(
     f"Evaluating step {run.step} on split {data.test_split} of"
     f" {builder.info.full_name}",
     flush=True,
   )
   result = evaluate(
-    make_eval_step(run.model, run.mesh),
+    make_eval_step(run.model, mesh),
     run.state,
     builder,
     run.config,
-    run.mesh,
+    mesh,
   )
   print(result)
 

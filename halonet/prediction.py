@@ -20,6 +20,7 @@ from halonet.interop.pretrained import (
 )
 from halonet.models.network import Network
 from halonet.training.restore import restore_model
+from halonet.training.state import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,12 @@ class Classifier:
   def predict(self, image: Image.Image) -> np.ndarray:
     """Returns the probability of every class, float32 `[classes]`."""
     inputs = self.prepare(image)[None]
-    logits = jax.jit(self.model.apply)(self.variables, inputs)
+    logits = self._apply(self.variables, inputs)
     return np.asarray(jax.nn.softmax(logits[0]))
+
+  @functools.cached_property
+  def _apply(self):
+    return jax.jit(self.model.apply)
 
   def seen(self, image: Image.Image) -> tuple[int, int, int]:
     """Left, top and side of the square that the model sees, in pixels."""
@@ -56,7 +61,8 @@ class Classifier:
 
 def of_run(workdir: str, step: int | None = None) -> Classifier:
   """The model of a training run; errors as for `restore_model`."""
-  run = restore_model(workdir, step)
+  mesh = make_mesh(jax.local_devices()[:1])  # One image at a time.
+  run = restore_model(workdir, mesh, step)
   prepare = functools.partial(square_input, config=run.config.data)
   return Classifier(run.model, run.variables, run.labels, prepare)
 

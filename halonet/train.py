@@ -32,8 +32,12 @@ def main() -> None:
   for word in rest:
     if not word.startswith("--config."):
       raise UsageError(f"unknown argument {word}; see --help")
+    if "=" not in word:
+      raise UsageError(f"{word}: write {word}=VALUE")
   name = pathlib.Path(arguments.config.partition(":")[0]).stem
-  workdir = arguments.workdir or f"runs/{name}"
+  workdir = arguments.workdir
+  if workdir is None:
+    workdir = f"runs/{name}"
 
   # Heavy imports come after --help and after a slip in the arguments.
   from halonet.training.config import load_config

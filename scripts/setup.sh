@@ -35,14 +35,24 @@ while [ $# -gt 0 ]; do
   esac
 done
 
+# Google's devices of the kinds that JAX looks for (its network card is another).
+has_tpu_on_pci() {
+  local device
+  for device in /sys/bus/pci/devices/*; do
+    [ "$(cat "$device/vendor" 2> /dev/null)" = 0x1ae0 ] || continue
+    case $(cat "$device/device" 2> /dev/null) in
+      0x0027 | 0x005e | 0x0062 | 0x0063 | 0x006f | 0x0076) return 0 ;;
+    esac
+  done
+  return 1
+}
+
 # What was installed before stays, unless another accelerator is asked for.
 if [ -z "$accelerator" ] && [ -f "$stamp" ]; then
   accelerator=$(head -n 1 "$stamp")
 fi
 if [ -z "$accelerator" ]; then
-  if compgen -G '/dev/accel*' > /dev/null || {
-    compgen -G '/dev/vfio/[0-9]*' > /dev/null && [ -d /usr/share/tpu ]
-  }; then
+  if compgen -G '/dev/accel*' > /dev/null || has_tpu_on_pci; then
     accelerator=tpu
   elif nvidia-smi -L > /dev/null 2>&1; then
     accelerator=cuda
@@ -59,14 +69,15 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] &&
   exit 0
 fi
 
-recent_enough() {
-  "$@" -c 'import sys; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1
+fits() {
+  "$@" -c 'import sys
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' > /dev/null 2>&1
 }
 
 make_venv() {
   local python
   for python in python3 python3.13 python3.12 python3.11; do
-    recent_enough "$python" || continue
+    fits "$python" || continue
     echo "Making $venv with $("$python" --version)"
     # Debian's python3 comes without the venv module's pip.
     "$python" -m venv --clear "$venv" > "$root/.venv-log" 2>&1 && {
@@ -77,16 +88,16 @@ make_venv() {
   done
   if command -v uv > /dev/null; then
     echo "Making $venv with uv"
-    uv venv --quiet --clear --seed --python '>=3.11' "$venv" && return
+    uv venv --quiet --clear --seed --python '>=3.11,<3.14' "$venv" && return
   fi
   rm -rf "$venv" "$root/.venv-log"
   [ -z "${missing-}" ] ||
     fail "$missing has no venv module; install python3-venv, or uv"
-  fail "no Python 3.11 or later was found; install python3.11 or later, or uv"
+  fail "no Python 3.11, 3.12 or 3.13 was found; install one, or uv"
 }
 
 started=$SECONDS
-if ! recent_enough "$venv/bin/python" ||
+if ! fits "$venv/bin/python" ||
   ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
   make_venv
 fi

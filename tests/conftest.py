@@ -14,7 +14,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 import jaxtyping
 
 jaxtyping.install_import_hook(
-  ["halonet.ops", "halonet.models"], "beartype.beartype"
+  ["halonet.ops", "halonet.models.layers", "halonet.models.network"],
+  "beartype.beartype",
 )
 
 import hypothesis
@@ -41,7 +42,7 @@ def data_dir(tmp_path_factory):
   from halonet.data import pipeline
 
   path = str(tmp_path_factory.mktemp("tfds"))
-  pipeline.prepare(pipeline.load_builder("digits", path))
+  pipeline.prepare("digits", path)
   return path
 
 

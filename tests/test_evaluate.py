@@ -22,6 +22,9 @@ def test_an_earlier_checkpoint(run_main, trained):
   workdir, _ = trained
   code, output, _ = run_main(evaluate.main, f"--workdir={workdir}", "--step=20")
   assert code == 0 and "Evaluating step 20" in output
+  results = json.loads((workdir / "results.json").read_text())
+  # Not the last one's figures under another name.
+  assert f"loss {results['test_loss']:.4f}" not in output
 
 
 def test_slips_are_answered_in_one_line(run_main, trained, tmp_path):

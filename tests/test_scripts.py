@@ -146,8 +146,7 @@ def test_without_any_python_it_says_so_in_one_line(machine):
   done, installs = machine.setup()
   assert done.returncode == 2 and installs == []
   assert done.stderr == (
-    "error: no Python 3.11 or later was found; install python3.11 or later,"
-    " or uv\n"
+    "error: no Python 3.11, 3.12 or 3.13 was found; install one, or uv\n"
   )
 
 

@@ -9,11 +9,16 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from halonet import train
+from halonet.data import pipeline
+from halonet.training.config import create_model
 from halonet.training.restore import restore_model
+from halonet.training.state import make_mesh
+from halonet.training.workdir import Workdir
 from tests.conftest import arguments, finish, run_command
 
 
@@ -32,7 +37,10 @@ def losses(workdir):
 
 def assert_same_run(workdir, expected):
   """Same bits in every parameter, statistic and momentum; same losses."""
-  states = [restore_model(str(path)).state for path in (workdir, expected)]
+  mesh = make_mesh()
+  states = [
+    restore_model(str(path), mesh).state for path in (workdir, expected)
+  ]
   leaves = [jax.tree.leaves_with_path(state) for state in states]
   for (path, actual), (_, wanted) in zip(*leaves, strict=True):
     np.testing.assert_array_equal(actual, wanted, err_msg=str(path))
@@ -112,6 +120,46 @@ def test_sigterm_saves_and_leaves(trained, tmp_path, data_dir):
   assert_same_run(workdir, trained[0])
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_compiling_leaves_in_order(tmp_path, data_dir, number):
+  workdir = tmp_path / "run"
+  process = run_command(*arguments(data_dir, workdir))
+  wait_for(process, "Compiling")
+  process.send_signal(number)
+  code, output = finish(process)
+  assert code == 128 + number
+  assert "Traceback" not in output and "Ignored" not in output
+  # It may come a moment later than the compilation's end.
+  assert output.splitlines()[-1].startswith(
+    (
+      f"error: {number.name}: nothing is lost since step 0",
+      f"error: {number.name}: saved ",
+    )
+  )
+
+
+def test_the_first_loss_is_the_configs(trained, data_dir):
+  """Seed, order, smoothing and preprocessing all reach the loss."""
+  workdir, _ = trained
+  config = Workdir(str(workdir)).config()
+  model = create_model(config, num_classes=10)
+  batch = next(
+    pipeline.train_batches(pipeline.load_builder("digits", data_dir), config)
+  )
+  images = jnp.asarray(batch["image"])
+  variables = jax.jit(model.init)(jax.random.key(config.seed), images[:1])
+  logits, _ = jax.jit(
+    lambda variables, images: model.apply(
+      variables, images, train=True, mutable="batch_stats"
+    )
+  )(variables, images)
+  logits = np.asarray(logits, np.float64)
+  log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  targets = 0.9 * np.eye(10)[batch["label"]] + 0.01
+  expected = -(targets * log).sum(-1).mean()
+  np.testing.assert_allclose(losses(workdir)[1], expected, rtol=1e-4)
+
+
 def test_killed_between_the_last_save_and_the_result(
   trained, tmp_path, data_dir
 ):
@@ -150,12 +198,13 @@ def test_eight_devices_train_as_one_does(trained, tmp_path, data_dir):
     ("--config.model.halo_size=-1", "halo_size is -1"),
     ("--config.model.heads=(3,3)", "heads is 3, which does not divide"),
     ("--config.batch_size=100", "config.batch_size is 100, which 8 devices"),
-    ("--config.model.name=halonet", "did you mean halonet_h"),
+    ("--config.model.name=halonet-h1", "did you mean halonet_h1?"),
     ("--config.data.name=digit", "did you mean digits?"),
     ("--config.data.test_split=dev", "config.data.test_split"),
     ("--workdir=/dev/null/run", "--workdir /dev/null/run cannot be written"),
     ("--config=none.py", "there is no file none.py"),
     ("--confg=x.py", "unknown argument --confg=x.py"),
+    ("--config.steps", "write --config.steps=VALUE"),
   ],
 )
 def test_a_slip_is_answered_in_one_line(
@@ -171,6 +220,7 @@ def test_a_slip_is_answered_in_one_line(
   assert message in complaint
   assert complaint.startswith("error: ") and complaint.count("\n") == 1
   assert not compiled
+  assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_workdir_of_another_config_is_refused(run_main, trained, data_dir):

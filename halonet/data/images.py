@@ -15,7 +15,8 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
   """Reads an image file as RGB.
 
   The orientation that cameras note is applied, transparency is laid on white,
-  and 16-bit grey keeps its upper 8 bits.
+  and grey of more than 8 bits is brought down to them: 16 bits by their upper
+  half, floating-point numbers from 0 … 1, or as they are if they go beyond.
 
   Raises:
     UsageError: if there is no such file, or no image in it.
@@ -23,9 +24,9 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
   try:
     with Image.open(path) as image:
       image = ImageOps.exif_transpose(image)
-      if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.clip(np.asarray(image, np.int64) >> 8, 0, 255)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+      if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        grey = _eight_bits(np.asarray(image, np.float64), image.mode)
+        return Image.fromarray(grey).convert("RGB")
       if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -35,8 +36,21 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
     raise UsageError(f"there is no file {path}") from None
   except UnidentifiedImageError:
     raise UsageError(f"{path} is no image that Pillow knows") from None
-  except (OSError, ValueError, Image.DecompressionBombError) as error:
+  except (
+    OSError,
+    ValueError,
+    SyntaxError,  # Pillow's, of a broken PNG.
+    Image.DecompressionBombError,
+  ) as error:
     raise UsageError(f"image {path} cannot be read: {error}") from None
+
+
+def _eight_bits(grey, mode):
+  if mode == "F" and grey.max() <= 1:
+    grey = grey * 255
+  elif mode.startswith("I;16") or grey.max() > 255:
+    grey = grey / 256
+  return np.clip(grey, 0, 255).astype(np.uint8)
 
 
 def square_input(

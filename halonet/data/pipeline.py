@@ -50,13 +50,18 @@ def load_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   """
   try:
     builder = tfds.builder(name, data_dir=data_dir)
-  except tfds.core.registered.DatasetNotFoundError:
+  except (tfds.core.registered.DatasetNotFoundError, ImportError):
     everything = {*tfds.list_builders(with_community_datasets=False), "digits"}
     near = unknown("data set", name, everything).split("known:")[0]
     raise UsageError(
       f"config.data.name: {near}known: {', '.join(_WELL_KNOWN)}, and all"
       f" {len(everything)} of tensorflow.org/datasets/catalog"
     ) from None
+  except Exception as error:  # A wrong version, a wrong variant, a bad folder.
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise UsageError(
+      f"config.data.name: {name!r} cannot be opened: {reason[:300]}"
+    ) from error
   features = builder.info.features
   for feature, kind in (
     ("image", tfds.features.Image),
@@ -71,23 +76,29 @@ def load_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   return builder
 
 
-def prepare(builder: tfds.core.DatasetBuilder) -> None:
-  """Downloads and writes the records, unless they are there.
+def prepare(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  """Finds a data set; downloads and writes its records unless they are there.
 
   Raises:
-    UsageError: if that fails, with TFDS's reason.
+    UsageError: if that fails, with TFDS's reason; or as for `load_builder`.
   """
+  builder = load_builder(name, data_dir)
   if builder.is_prepared():
-    return
+    return builder
   print(f"Preparing data set {builder.name} in {builder.data_dir}", flush=True)
   try:
     builder.download_and_prepare(file_format="tfrecord")
   except Exception as error:  # Any of TFDS's, of the network's, of the disk's.
+    # Another process may have been faster.
+    again = load_builder(name, data_dir)
+    if again.is_prepared():
+      return again
     reason = str(error).strip().splitlines() or [type(error).__name__]
     raise UsageError(
       f"config.data.name: {builder.name} could not be prepared in"
       f" {builder.data_dir}: {reason[0]}"
     ) from error
+  return builder
 
 
 def split_size(
@@ -100,10 +111,10 @@ def split_size(
   """
   try:
     size = builder.info.splits[split].num_examples
-  except (KeyError, ValueError, AssertionError):
+  except (KeyError, ValueError, AssertionError, TypeError):
     message = unknown("split", split, builder.info.splits)
     raise UsageError(f"config.data.{field}: {message}") from None
-  if not size:
+  if size <= 0:
     raise UsageError(f"config.data.{field}: split {split} is empty")
   return size
 

@@ -8,6 +8,9 @@ becomes a `NetworkSpec`, and this module resolves it into stages of blocks;
 
 import dataclasses
 import itertools
+import math
+import numbers
+import typing
 
 STEMS = ("conv7", "conv3", "tiered", "patch4")
 OPERATORS = ("c", "h", "g")
@@ -145,6 +148,10 @@ class NetworkSpec:
   dtype: str = "float32"
 
   def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = _typed(field.name, getattr(self, field.name), field.type)
+      # Frozen, but a list becomes a tuple, and 1 becomes 1.0.
+      object.__setattr__(self, field.name, value)
     _check(self)
 
   @property
@@ -248,6 +255,37 @@ def check_heads(
     raise ValueError(
       f"heads is {heads}, which does not divide the value width {value_width}"
     )
+
+
+_KINDS = {
+  int: (numbers.Integral, "a whole number"),
+  float: (numbers.Real, "a number"),
+  bool: (bool, "true or false"),
+  str: (str, "a text"),
+}
+
+
+def _typed(name, value, kind):
+  """Makes a value the kind that its field is declared as, or says it is not."""
+  options = typing.get_args(kind)
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, tuple | list):
+      raise ValueError(f"{name} is {value!r}; it must be a tuple")
+    return tuple(_typed(name, item, options[0]) for item in value)
+  if options:  # A kind, or None.
+    if value is None:
+      return None
+    kind = options[0]
+  accepted, words = _KINDS[kind]
+  if not isinstance(value, accepted) or (
+    isinstance(value, bool) and kind is not bool
+  ):
+    optional = " or None" if options else ""
+    raise ValueError(f"{name} is {value!r}; it must be {words}{optional}")
+  value = kind(value)
+  if kind is float and not math.isfinite(value):
+    raise ValueError(f"{name} is {value}; it must be finite")
+  return value
 
 
 def _check(network: NetworkSpec) -> None:

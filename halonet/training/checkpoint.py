@@ -138,4 +138,6 @@ class Checkpoints:
 
 
 def _first_line(error):
+  while error.__cause__ is not None:  # Orbax wraps the reason in its own words.
+    error = error.__cause__
   return next(iter(str(error).strip().splitlines()), type(error).__name__)

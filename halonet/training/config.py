@@ -3,10 +3,13 @@
 import ast
 import importlib.util
 import json
+import math
+import os
 import pathlib
 from collections.abc import Sequence
 
 import ml_collections
+import numpy as np
 
 from halonet.errors import UsageError, unknown
 from halonet.models import registry
@@ -61,7 +64,8 @@ def default_config() -> ml_collections.ConfigDict:
       log_every=50,
       eval_every=500,
       checkpoint_every=500,
-      # The latest checkpoints that are kept, beside the most accurate one.
+      # The latest checkpoints that are kept, beside the most accurate one of
+      # those whose step was evaluated.
       keep_checkpoints=3,
     )
   )
@@ -86,19 +90,19 @@ def load_config(
   config = default_config()
   name = dict(pairs).get("model.name")
   if name is None:
-    model = from_file.get("model") or {}
-    name = model.get("name", config.model.name)
+    name = _flatten(from_file).get("model.name", config.model.name)
   try:
-    fields = registry.model_fields(name)
+    fields = registry.model_fields(str(name))
   except ValueError as error:
     raise UsageError(f"config.model.name: {error}") from None
   del fields["num_classes"]
-  config.model = ml_collections.ConfigDict({"name": name, **fields})
+  config.model = ml_collections.ConfigDict({"name": str(name), **fields})
 
   for field, value in _flatten(from_file).items():
     _set(config, field, value, source)
   for field, text in pairs:
-    value = _parse(text, _flatten(config).get(field))
+    default = _OPTIONAL.get(field, _flatten(config).get(field))
+    value = _parse(text, default)
     _set(config, field, value, f"--config.{field}")
   if config.data.image_size is None:
     size = registry.get_entry(name).image_size
@@ -141,10 +145,10 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"config.label_smoothing is {config.label_smoothing}; it must be at least"
       " 0 and below 1"
     )
-  if config.optimizer.warmup_steps > config.steps:
+  if config.optimizer.warmup_steps >= config.steps:
     raise UsageError(
       f"config.optimizer.warmup_steps is {config.optimizer.warmup_steps}; it"
-      f" must be at most config.steps, {config.steps}"
+      f" must be below config.steps, {config.steps}"
     )
   for field in ("mean", "std"):
     value = config.data[field]
@@ -170,19 +174,41 @@ def create_model(config: ml_collections.ConfigDict, num_classes: int):
     raise UsageError(f"config.model: {error}") from None
 
 
+def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
+  """Raises UsageError unless the batch splits evenly over the devices."""
+  if config.batch_size % devices:
+    below = config.batch_size // devices * devices
+    near = " or ".join(str(n) for n in (below, below + devices) if n)
+    raise UsageError(
+      f"config.batch_size is {config.batch_size}, which {devices} devices do"
+      f" not divide evenly; take {near}"
+    )
+
+
 def to_json(config: ml_collections.ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-  """Reads what `to_json` wrote; lists become tuples again."""
+  """Reads what `to_json` wrote; lists become tuples again.
+
+  Raises:
+    ValueError: if the text is something else.
+  """
 
   def freeze(value):
     if isinstance(value, dict):
       return {key: freeze(item) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
-  return ml_collections.ConfigDict(freeze(json.loads(text)))
+  fields = json.loads(text)
+  if not isinstance(fields, dict):
+    raise ValueError("it holds no fields")
+  config = ml_collections.ConfigDict(freeze(fields))
+  missing = _flatten(default_config()).keys() - _flatten(config).keys()
+  if missing:
+    raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+  return config
 
 
 def differences(
@@ -210,9 +236,9 @@ def _read(source):
     spec.loader.exec_module(module)
     config = module.get_config(*([argument] if argument else []))
     return ml_collections.ConfigDict(config)
-  except Exception as error:  # Whatever the user's file does.
-    kind = type(error).__name__
-    raise UsageError(f"--config: {source} fails: {kind}: {error}") from error
+  except (Exception, SystemExit) as error:  # Whatever the user's file does.
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise UsageError(f"--config: {source} fails: {reason}") from error
 
 
 def _split_override(override):
@@ -228,7 +254,7 @@ def _flatten(config, prefix=""):
     if isinstance(value, ml_collections.ConfigDict):
       flat |= _flatten(value, f"{prefix}{key}.")
     else:
-      flat[prefix + key] = value
+      flat[f"{prefix}{key}"] = value
   return flat
 
 
@@ -251,21 +277,30 @@ def _set(config, field, value, source):
   if field not in known:
     raise UsageError(f"{source}: {unknown('field', field, known, 'config.')}")
   try:
-    value = _coerce(value, known[field])
+    value = _coerce(value, _OPTIONAL.get(field, known[field]))
   except TypeError as error:
     raise UsageError(
       f"config.{field} is {value!r}; it must be {error}, such as"
-      f" {known[field]!r}"
+      f" {_OPTIONAL.get(field, known[field])!r}"
     ) from None
   _assign(config, field, value)
 
 
+# Fields that are None by default, with an example of what else they may be.
+_OPTIONAL = {"data.data_dir": "gs://bucket/data", "data.image_size": 224}
+
+
 def _coerce(value, default):
   """Makes `value` one of the default's kind; TypeError says what that is."""
+  if isinstance(value, np.generic):
+    value = value.item()
+  if isinstance(value, os.PathLike):
+    value = os.fspath(value)
   if isinstance(default, tuple):
     if not isinstance(value, tuple | list):
       raise TypeError("a tuple")
-    return tuple(_coerce(item, default[0]) for item in value)
+    # Of an empty default, the model knows what its items are.
+    return tuple(_coerce(item, (default or (None,))[0]) for item in value)
   if isinstance(default, bool):
     if not isinstance(value, bool):
       raise TypeError("true or false")
@@ -275,10 +310,12 @@ def _coerce(value, default):
   elif isinstance(default, float):
     if not isinstance(value, int | float) or isinstance(value, bool):
       raise TypeError("a number")
+    if not math.isfinite(value):
+      raise TypeError("a finite number")
     return float(value)
   elif isinstance(default, str) and not isinstance(value, str):
     raise TypeError("a text")
-  return value  # A field that is None by default takes what it is given.
+  return value  # What is None by default, the model checks.
 
 
 def _parse(text, default):

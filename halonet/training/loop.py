@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import pathlib
 import signal
 import threading
 import time
@@ -14,7 +13,7 @@ import numpy as np
 from clu import parameter_overview
 
 from halonet.data import pipeline
-from halonet.errors import RunError, UsageError
+from halonet.errors import RunError
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.checkpoint import Checkpoints
@@ -49,21 +48,15 @@ def train(
   """
   # ---------------------------------------------------------------- workdir
   workdir = Workdir(workdir_path)
-  _check_devices(config)
   with workdir.claim(config):
     results = workdir.results()
     if results:
       _say(f"This run is finished: {config.steps} steps.")
       return results
-
-    # ----------------------------------------------------------------- mesh
-    mesh = make_mesh()
-    device = mesh.devices.flat[0]
-    _say(f"Devices: {mesh.size} × {device.device_kind} ({device.platform})")
+    config_lib.check_devices(config, jax.device_count())
 
     # ----------------------------------------------------------------- data
-    builder = pipeline.load_builder(config.data.name, config.data.data_dir)
-    pipeline.prepare(builder)
+    builder = pipeline.prepare(config.data.name, config.data.data_dir)
     train_size = pipeline.split_size(
       builder, "train_split", config.data.train_split
     )
@@ -71,30 +64,43 @@ def train(
       builder, "test_split", config.data.test_split
     )
     labels = builder.info.features["label"].names
+    workdir.write_config(config)
     workdir.write_labels(labels)
-    _say(
-      f"Data: {builder.info.full_name} in {builder.data_dir}: {train_size}"
-      f" images to train on, {test_size} to test on, {len(labels)} classes"
-    )
+    with StopSignals() as stop:
+      return _train(config, workdir, builder, train_size, test_size, stop)
 
-    # ---------------------------------------------------------------- model
-    model = config_lib.create_model(config, num_classes=len(labels))
-    optimizer = optimizer_lib.make_optimizer(config)
-    schedule = optimizer_lib.make_schedule(config)
-    train_step = make_train_step(
-      model, optimizer, config.label_smoothing, config.seed, mesh
-    )
-    eval_step = make_eval_step(model, mesh)
 
-    # ------------------------------------------------------ state or restore
-    init = make_init(model, optimizer, config.data.image_size, mesh)
-    abstract = abstract_state(init, mesh)
-    _say(
-      parameter_overview.get_parameter_overview(
-        abstract.params, include_stats=False
-      )
+def _train(config, workdir, builder, train_size, test_size, stop):
+  """The rest of `train`, with data and workdir at hand."""
+  # ------------------------------------------------------------------- mesh
+  mesh = make_mesh()
+  device = mesh.devices.flat[0]
+  labels = builder.info.features["label"].names
+  _say(
+    f"Devices: {mesh.size} × {device.device_kind} ({device.platform})\n"
+    f"Data: {builder.info.full_name} in {builder.data_dir}: {train_size}"
+    f" images to train on, {test_size} to test on, {len(labels)} classes"
+  )
+
+  # ------------------------------------------------------------------ model
+  model = config_lib.create_model(config, num_classes=len(labels))
+  optimizer = optimizer_lib.make_optimizer(config)
+  schedule = optimizer_lib.make_schedule(config)
+  train_step = make_train_step(
+    model, optimizer, config.label_smoothing, config.seed, mesh
+  )
+  eval_step = make_eval_step(model, mesh)
+  init = make_init(model, optimizer, config.data.image_size, mesh)
+  abstract = abstract_state(init, mesh)
+  _say(
+    parameter_overview.get_parameter_overview(
+      abstract.params, include_stats=False
     )
-    checkpoints = Checkpoints(workdir.checkpoints, config.keep_checkpoints)
+  )
+
+  # --------------------------------------------------------- state or restore
+  checkpoints = Checkpoints(workdir.checkpoints, config.keep_checkpoints)
+  with contextlib.closing(checkpoints):
     step = checkpoints.latest or 0
     if step:
       state, batches_seen = checkpoints.restore(step, abstract)
@@ -108,6 +114,8 @@ def train(
     batch = abstract_batch(config.batch_size, config.data.image_size, mesh)
     train_step = train_step.lower(abstract, batch).compile()
     _say(f"Compiled in {time.perf_counter() - started:.0f} s")
+    if stop.signal:
+      raise Stopped(stop.signal, f"nothing is lost since step {step}")
 
     # ----------------------------------------------------------------- loop
     _say(
@@ -118,28 +126,25 @@ def train(
       pipeline.train_batches(builder, config, start=batches_seen),
       batch_sharding(mesh),
     )
-    writer = MetricWriter(workdir, step)
     progress = Progress(config.steps, config.batch_size)
     progress.restart(step)
     recent = []  # (step, metrics on the devices) since the last line of log
     evaluation = None
-    with (
-      contextlib.closing(writer),
-      contextlib.closing(checkpoints),
-      StopSignals() as stop,
-    ):
+    with contextlib.closing(MetricWriter(workdir, step)) as writer:
       while step < config.steps:
         state, metrics = train_step(state, next(batches))
         step += 1
         batches_seen += 1
         recent.append((step, metrics))
 
-        stopping = stop.signal  # Read once: it may come at any moment.
+        # Read once for each decision: a signal may come at any moment.
+        stopping = stop.signal
         last = step == config.steps
         log = last or step % config.log_every == 0
-        test = last or step % config.eval_every == 0
-        save = last or step % config.checkpoint_every == 0 or stopping
-        if not (log or test or save):
+        # Who is told to stop has no time for an evaluation.
+        test = last or (step % config.eval_every == 0 and not stopping)
+        save = last or step % config.checkpoint_every == 0
+        if not (log or test or save or stopping):
           continue
 
         means = _finite_means(recent, config, checkpoints)
@@ -159,6 +164,10 @@ def train(
           )
         if test:
           evaluation = evaluate(eval_step, state, builder, config, mesh)
+          if not np.isfinite(evaluation.loss):
+            raise NotFinite(
+              "test loss", evaluation.loss, step, config, checkpoints
+            )
           writer.write(
             step,
             test_accuracy=evaluation.accuracy,
@@ -166,44 +175,62 @@ def train(
             test_images=evaluation.images,
           )
           _say(f"step {step}/{config.steps}  {evaluation}")
-        if save:
+          stopping = stop.signal
+        if save or stopping:
           accuracy = evaluation.accuracy if test else None
           checkpoints.save(step, state, batches_seen, accuracy)
         if stopping and not last:
           checkpoints.wait()
-          raise Stopped(stopping, workdir.checkpoints / str(step))
+          raise Stopped(stopping, f"saved {workdir.checkpoints / str(step)}")
         if test or save:
           progress.restart(step)
+    checkpoints.wait()
+    best = checkpoints.best
 
-    # --------------------------------------------------------------- result
-    if evaluation is None:  # Stopped between the last save and the result.
-      evaluation = evaluate(eval_step, state, builder, config, mesh)
-    results = {
-      "test_accuracy": evaluation.accuracy,
-      "test_correct": evaluation.correct,
-      "test_images": evaluation.images,
-      "test_loss": evaluation.loss,
-      "steps": step,
-      "best_checkpoint": checkpoints.best,
-      "checkpoint": step,
-      "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-      "images_per_second": progress.images_per_second,
-      "device": f"{mesh.size} × {device.device_kind}",
-      "jax": jax.__version__,
-    }
-    workdir.write_results(results)
-    return results
+  # ----------------------------------------------------------------- result
+  if evaluation is None:  # Stopped between the last save and the result.
+    evaluation = evaluate(eval_step, state, builder, config, mesh)
+  results = {
+    "test_accuracy": evaluation.accuracy,
+    "test_correct": evaluation.correct,
+    "test_images": evaluation.images,
+    "test_loss": evaluation.loss,
+    "steps": step,
+    "best_checkpoint": best,
+    "checkpoint": step,
+    "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+    "images_per_second": progress.images_per_second,
+    "device": f"{mesh.size} × {device.device_kind}",
+    "jax": jax.__version__,
+  }
+  workdir.write_results(results)
+  return results
 
 
 class Stopped(RunError):
-  """A signal ended the run; its state is saved."""
+  """A signal ended the run; nothing is lost."""
 
-  def __init__(self, number: int, checkpoint: pathlib.Path):
+  def __init__(self, number: int, saved: str):
     super().__init__(
-      f"{signal.Signals(number).name}: saved {checkpoint}; the same command"
-      " goes on from there"
+      f"{signal.Signals(number).name}: {saved}; the same command goes on from"
+      " there"
     )
     self.exit_code = 128 + number
+
+
+class NotFinite(RunError):
+  """A figure of the training is NaN or infinite; it was not saved."""
+
+  def __init__(self, name, value, step, config, checkpoints):
+    latest = checkpoints.latest
+    good = checkpoints.directory / str(latest) if latest else "none"
+    super().__init__(
+      f"{name} is {value} at step {step}; the last good checkpoint is {good}."
+      " Lower config.optimizer.learning_rate (it is"
+      f" {config.optimizer.learning_rate}) or raise"
+      f" config.optimizer.warmup_steps ({config.optimizer.warmup_steps}), and"
+      " train in a new --workdir"
+    )
 
 
 class StopSignals:
@@ -228,19 +255,7 @@ class StopSignals:
     del frame
     self.signal = number
     self.__exit__()
-    _say(f"{signal.Signals(number).name}: saving, then leaving")
-
-
-def _check_devices(config):
-  """The batch must split evenly over the devices."""
-  devices = jax.device_count()
-  if config.batch_size % devices:
-    below = config.batch_size // devices * devices
-    near = " or ".join(str(n) for n in (below, below + devices) if n)
-    raise UsageError(
-      f"config.batch_size is {config.batch_size}, which {devices} devices do"
-      f" not divide evenly; take {near}"
-    )
+    _say(f"{signal.Signals(number).name}: leaving as soon as all is saved")
 
 
 def _finite_means(recent, config, checkpoints):
@@ -249,15 +264,7 @@ def _finite_means(recent, config, checkpoints):
   for step, metrics in recent:
     for name in ("loss", "gradient_norm"):
       if not np.isfinite(metrics[name]):
-        latest = checkpoints.latest
-        good = checkpoints.directory / str(latest) if latest else "none"
-        raise RunError(
-          f"{name} is {metrics[name]} at step {step}; the last good checkpoint"
-          f" is {good}. Lower config.optimizer.learning_rate (it is"
-          f" {config.optimizer.learning_rate}) or raise"
-          f" config.optimizer.warmup_steps ({config.optimizer.warmup_steps}),"
-          " and train in a new --workdir"
-        )
+        raise NotFinite(name, metrics[name], step, config, checkpoints)
   return {
     name: float(np.mean([metrics[name] for _, metrics in recent]))
     for name in recent[0][1]

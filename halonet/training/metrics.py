@@ -6,6 +6,7 @@ import time
 
 from clu import metric_writers
 
+from halonet.errors import UsageError
 from halonet.training.workdir import Workdir
 
 
@@ -50,7 +51,7 @@ class Progress:
     self._timed_seconds += seconds
     self._timed_steps += steps
     self.restart(step)
-    seconds_per_step = seconds / max(steps, 1)
+    seconds_per_step = seconds / steps
     return (
       steps * self._batch_size / seconds,
       seconds_per_step * (self._steps - step),
@@ -68,9 +69,16 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return
   kept = []
-  for line in path.read_text().splitlines(keepends=True):
-    # A line that a kill cut short has no end.
-    if line.endswith("\n") and json.loads(line)["step"] <= step:
+  for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+    if not line.endswith("\n"):
+      continue  # A kill cut it short.
+    try:
+      keep = json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+      raise UsageError(
+        f"{path}, line {number}, is damaged; mend it or move the file away"
+      ) from None
+    if keep:
       kept.append(line)
   draft = path.with_name(f".{path.name}.tmp")
   draft.write_text("".join(kept))

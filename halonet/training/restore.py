@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import ml_collections
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -11,12 +10,7 @@ from halonet.errors import UsageError, unknown
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.checkpoint import Checkpoints
-from halonet.training.state import (
-  TrainState,
-  abstract_state,
-  make_init,
-  make_mesh,
-)
+from halonet.training.state import TrainState, abstract_state, make_init
 from halonet.training.workdir import Workdir
 
 
@@ -29,7 +23,6 @@ class TrainedModel:
   model: nn.Module
   state: TrainState
   step: int
-  mesh: Mesh
 
   @property
   def variables(self) -> dict:
@@ -40,8 +33,12 @@ class TrainedModel:
     }
 
 
-def restore_model(workdir_path: str, step: int | None = None) -> TrainedModel:
-  """Reads a run's model; of its latest checkpoint, unless `step` is given.
+def restore_model(
+  workdir_path: str, mesh: Mesh, step: int | None = None
+) -> TrainedModel:
+  """Reads a run's model onto every device of a mesh.
+
+  It is that of the latest checkpoint, unless `step` is given.
 
   Raises:
     UsageError: if the workdir is no run's, or has no such checkpoint.
@@ -62,10 +59,9 @@ def restore_model(workdir_path: str, step: int | None = None) -> TrainedModel:
     raise UsageError(f"--step: {message}")
 
   labels = workdir.labels()
-  mesh = make_mesh(jax.local_devices()[:1])
   model = config_lib.create_model(config, num_classes=len(labels))
   optimizer = optimizer_lib.make_optimizer(config)
   init = make_init(model, optimizer, config.data.image_size, mesh)
   state, _ = checkpoints.restore(step, abstract_state(init, mesh))
   checkpoints.close()
-  return TrainedModel(config, labels, model, state, step, mesh)
+  return TrainedModel(config, labels, model, state, step)

@@ -38,7 +38,7 @@ class Workdir:
 
   @contextlib.contextmanager
   def claim(self, config: ml_collections.ConfigDict) -> Iterator[None]:
-    """Makes the folder this config's, or finds that it is, and holds it.
+    """Holds the folder for a run of this config.
 
     Raises:
       UsageError: if the folder cannot be written, belongs to another config or
@@ -68,20 +68,20 @@ class Workdir:
           f"another process is training in {self.path}; wait for it, or name"
           " another --workdir"
         ) from None
-      self._compare_or_write(config)
+      if self._config.exists():
+        changed = config_lib.differences(self.config(), config)
+        if changed:
+          raise UsageError(
+            f"--workdir {self.path} belongs to another config ("
+            + ", ".join(changed)
+            + "); undo the change, or name a new --workdir"
+          )
       yield
 
-  def _compare_or_write(self, config):
+  def write_config(self, config: ml_collections.ConfigDict) -> None:
+    """Makes the folder this config's, once nothing is wrong with it."""
     if not self._config.exists():
       _write(self._config, config_lib.to_json(config))
-      return
-    changed = config_lib.differences(self.config(), config)
-    if changed:
-      raise UsageError(
-        f"--workdir {self.path} belongs to another config ("
-        + ", ".join(changed)
-        + "); undo the change, or name a new --workdir"
-      )
 
   def config(self) -> ml_collections.ConfigDict:
     """Reads the run's config; UsageError if this is not a run's folder."""
@@ -89,17 +89,30 @@ class Workdir:
       return config_lib.from_json(self._config.read_text())
     except (OSError, ValueError) as error:
       raise UsageError(
-        f"--workdir {self.path} is not the folder of a run: {error}"
+        f"--workdir {self.path} is not the folder of a run:"
+        f" {self._config.name}: {error}"
       ) from None
 
   def results(self) -> dict[str, Any] | None:
     """What the finished run wrote, or None while it is not finished."""
     if not self._results.exists():
       return None
-    return json.loads(self._results.read_text())
+    try:
+      return json.loads(self._results.read_text())
+    except ValueError as error:
+      raise UsageError(
+        f"{self._results} is damaged ({error}); move it away, and the same"
+        " command writes it again"
+      ) from None
 
   def labels(self) -> list[str]:
-    return self._labels.read_text().splitlines()
+    try:
+      return self._labels.read_text().splitlines()
+    except OSError as error:
+      raise UsageError(
+        f"{self._labels} cannot be read: {error.strerror}; training writes it"
+        " when it goes on"
+      ) from None
 
   def write_labels(self, labels: list[str]) -> None:
     _write(self._labels, "".join(f"{label}\n" for label in labels))

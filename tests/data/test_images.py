@@ -28,6 +28,19 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path):
   assert grey.tolist() == [0, 128, 255]
 
 
+def test_other_greys_are_brought_to_eight_bits(tmp_path):
+  path = tmp_path / "image.tif"
+  for values, expected in (
+    (np.array([[0, 7, 255]], np.int32), [0, 7, 255]),
+    (np.array([[0, 256, 65535]], np.int32), [0, 1, 255]),
+    (np.array([[0, 0.5, 1]], np.float32), [0, 127, 255]),
+    (np.array([[0, 100, 200]], np.float32), [0, 100, 200]),
+  ):
+    Image.fromarray(values).save(path)
+    grey = np.asarray(images.read_image(path))[0, :, 0]
+    assert grey.tolist() == expected
+
+
 def test_transparency_is_white(tmp_path):
   path = tmp_path / "image.png"
   Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(path)

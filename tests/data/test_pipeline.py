@@ -159,7 +159,20 @@ def test_data_that_cannot_be_prepared_says_why(data_dir, monkeypatch):
 
   monkeypatch.setattr(type(builder), "download_and_prepare", refuse)
   with pytest.raises(UsageError, match=r"mnist could not be.*no route to host"):
-    pipeline.prepare(builder)
+    pipeline.prepare("mnist", data_dir)
+
+
+def test_another_process_may_be_faster_to_prepare(tmp_path, monkeypatch):
+  builder = pipeline.load_builder("digits", str(tmp_path))
+  prepare = type(builder).download_and_prepare
+
+  def overtaken(self, **options):
+    prepare(self, **options)
+    raise OSError("the destination exists")
+
+  monkeypatch.setattr(type(builder), "download_and_prepare", overtaken)
+  builder = pipeline.prepare("digits", str(tmp_path))
+  assert builder.info.splits["test"].num_examples == TEST_SIZE
 
 
 def test_unknown_split_is_answered_with_names(builder):
@@ -167,6 +180,14 @@ def test_unknown_split_is_answered_with_names(builder):
     pipeline.split_size(builder, "test_split", "validation")
   with pytest.raises(UsageError, match=r"train\[:0\] is empty"):
     pipeline.split_size(builder, "train_split", "train[:0]")
+  with pytest.raises(UsageError, match=r"train\[10:5\] is empty"):
+    pipeline.split_size(builder, "train_split", "train[10:5]")
+
+
+@pytest.mark.parametrize("name", ["digits:2.0.0", "digits/large", "", "a:b:c"])
+def test_names_that_cannot_be_opened_are_one_clear_error(data_dir, name):
+  with pytest.raises(UsageError, match="config.data.name: "):
+    pipeline.load_builder(name, data_dir)
 
 
 class Broken(tfds.core.GeneratorBasedBuilder):

@@ -263,6 +263,25 @@ def test_drop_path_skips_whole_blocks_for_some_examples():
   assert jnp.isfinite(model.apply(variables, images[:2])).all()
 
 
+def test_lists_are_taken_for_tuples():
+  model = halonet.create_model("halonet_h1", depths=[1, 1], heads=[2, 2])
+  assert model.spec.depths == (1, 1)
+  hash(model)
+
+
+@pytest.mark.parametrize(
+  "change", [dict(mask_padding=False), dict(mask_window=True)]
+)
+def test_attention_options_reach_the_attention(narrow, change):
+  model, variables = narrow
+  images = jax.random.normal(jax.random.key(0), (1, 70, 51, 3))
+  changed = Network(dataclasses.replace(model.spec, **change))
+  before, after = (
+    jax.jit(m.apply)(variables, images) for m in (model, changed)
+  )
+  assert jnp.abs(before - after).max() > 1e-4
+
+
 def test_blocks_start_as_the_identity():
   model = halonet.create_model(
     "halonet_h1", base_width=8, depths=(2,), heads=(2,), num_classes=3
@@ -291,6 +310,11 @@ def test_blocks_start_as_the_identity():
     (dict(df=0), "df is 0"),
     (dict(num_classes=0), "num_classes is 0"),
     (dict(dtype="float8"), "dtype is 'float8'"),
+    (dict(block_size=2.5), "block_size is 2.5; it must be a whole number"),
+    (dict(block_size="8"), "block_size is '8'"),
+    (dict(depths=2), "depths is 2; it must be a tuple"),
+    (dict(mask_padding=1), "mask_padding is 1; it must be true or false"),
+    (dict(rb=float("inf")), "rb is inf; it must be finite"),
     (dict(stem="conv9"), "stem is 'conv9'"),
     (dict(operators=("x",)), "operators is .*of the letters c, h, g"),
     (dict(operators=()), "operators is"),

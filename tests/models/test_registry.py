@@ -43,7 +43,8 @@ def test_fields_are_what_create_model_takes():
 def test_import_is_light():
   code = (
     "import sys, halonet; heavy = {'tensorflow', 'tensorflow_datasets',"
-    " 'orbax.checkpoint.v1', 'safetensors', 'huggingface_hub', 'torch', 'matplotlib', 'sklearn', 'clu', 'PIL'};"
+    " 'orbax.checkpoint.v1', 'safetensors', 'huggingface_hub', 'torch',"
+    " 'matplotlib', 'sklearn', 'clu', 'PIL'};"
     " print(sorted(heavy & set(sys.modules)))"
   )
   done = subprocess.run(

@@ -59,6 +59,28 @@ def test_an_overridden_model_brings_its_own_fields(tmp_path):
   assert config.model.block_size == 8 and config.model.halo_size == 4
 
 
+def test_paths_and_numpy_numbers_are_taken(tmp_path):
+  path = write(
+    tmp_path,
+    "dict(steps=np.int64(300),"
+    " data=dict(data_dir=pathlib.Path('a'), image_size=np.int32(32)))",
+  )
+  file = tmp_path / "mine.py"
+  file.write_text("import pathlib\nimport numpy as np\n" + file.read_text())
+  config = config_lib.load_config(path)
+  assert config.data.data_dir == "a" and config.data.image_size == 32
+  config_lib.to_json(config)
+  assert (
+    config_lib.load_config(path, ["data.data_dir=12"]).data.data_dir == "12"
+  )
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"steps": 3}', "3", "{"])
+def test_json_of_something_else_is_refused(text):
+  with pytest.raises(ValueError, match="."):
+    config_lib.from_json(text)
+
+
 def test_argument_of_the_file(tmp_path):
   path = write(tmp_path, "dict(steps=int(args[0]))")
   assert config_lib.load_config(f"{path}:120").steps == 120
@@ -111,6 +133,11 @@ def test_differences_name_the_fields():
     ),
     ("optimizer.warmup_steps=5000", "config.optimizer.warmup_steps is 5000"),
     ("optimizer.learning_rate=nan", "config.optimizer.learning_rate is"),
+    ("optimizer.learning_rate=1e999", "it must be a finite number"),
+    ("steps=50", "config.optimizer.warmup_steps is 50; it must be below"),
+    ("model.df=abc", "config.model: df is 'abc'; it must be a whole number or"),
+    ("model.df=1.5", "config.model: df is 1.5"),
+    ("data.image_size=big", "config.data.image_size is 'big'"),
     ("optimizer.learning_rate=-1", "config.optimizer.learning_rate is -1.0"),
   ],
 )
@@ -126,6 +153,10 @@ def test_wrong_overrides_are_named(override, message):
     ("dict(optimizer=3)", "there is no field config.optimizer"),
     ("dict(steps='1')", "config.steps is '1'"),
     ("1/0", "mine.py fails: ZeroDivisionError"),
+    ("exit(3)", "mine.py fails: SystemExit: 3"),
+    ("dict(model='halonet_h0')", "there is no field config.model;"),
+    ("dict(model=dict(name=['a']))", "config.model.name: there is no model"),
+    ("dict(model=dict(depths=()))", "config.model: depths is ()"),
   ],
 )
 def test_wrong_files_are_named(tmp_path, body, message):

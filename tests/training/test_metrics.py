@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from halonet.errors import UsageError
 from halonet.training import metrics
 from halonet.training.workdir import Workdir
 
@@ -32,6 +35,13 @@ def test_going_on_drops_what_will_be_written_again(tmp_path):
   writer.write(3, again=1.0)
   writer.close()
   assert read(workdir) == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1.0}]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+  workdir = Workdir(str(tmp_path))
+  workdir.metrics.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+  with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2, is damaged"):
+    metrics.MetricWriter(workdir, 2)
 
 
 def test_progress_leaves_out_what_lies_between_stretches(monkeypatch):

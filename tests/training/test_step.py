@@ -111,6 +111,8 @@ def test_fillers_do_not_count(parts):
   state = make_init(model, optimizer, 16, mesh)(jax.random.key(0))
   images = batch(16)
   images["weight"] = jnp.where(jnp.arange(16) < 11, 1.0, 0.0)
+  # Fillers would be right, and of infinite loss, if they were looked at.
+  images["label"] = images["label"].at[11:].set(0)
   images["image"] = images["image"].at[11:].set(jnp.nan)
   step = make_eval_step(model, mesh)
   sums = step(state.params, state.batch_stats, images)

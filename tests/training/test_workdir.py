@@ -13,7 +13,7 @@ def test_a_claim_is_for_one_config(tmp_path, small_config):
   workdir = Workdir(str(tmp_path / "a" / "b"))
   for _ in range(2):
     with workdir.claim(small_config()):
-      pass
+      workdir.write_config(small_config())
   assert workdir.config().to_dict() == small_config().to_dict()
   with pytest.raises(UsageError, match=r"\(batch_size: 128 → 64, steps: 24"):
     workdir.claim(small_config("batch_size=64", "steps=25")).__enter__()
@@ -22,6 +22,7 @@ def test_a_claim_is_for_one_config(tmp_path, small_config):
 def test_a_claim_excludes_other_processes(tmp_path, small_config):
   workdir = Workdir(str(tmp_path))
   with workdir.claim(small_config()):
+    workdir.write_config(small_config())
     code = (
       "import sys; from halonet.training.workdir import Workdir;"
       "from halonet.errors import UsageError\n"
@@ -58,6 +59,23 @@ def test_a_damaged_config_is_named(tmp_path, small_config):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(UsageError, match="is not the folder of a run"):
     Workdir(str(tmp_path)).config()
+
+
+def test_a_claim_alone_leaves_the_folder_to_the_next_config(
+  tmp_path, small_config
+):
+  for overrides in ([], ["batch_size=64"]):
+    with Workdir(str(tmp_path)).claim(small_config(*overrides)):
+      pass
+
+
+def test_damaged_files_are_named(tmp_path):
+  workdir = Workdir(str(tmp_path))
+  (tmp_path / "results.json").write_text("")
+  with pytest.raises(UsageError, match=r"results\.json is damaged"):
+    workdir.results()
+  with pytest.raises(UsageError, match=r"labels\.txt cannot be read"):
+    workdir.labels()
 
 
 def test_small_files_come_back(tmp_path):
