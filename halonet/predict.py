@@ -43,9 +43,9 @@ def main() -> None:
   arguments = parser.parse_args()
   if arguments.top < 1:
     raise UsageError(f"--top is {arguments.top}; it must be at least 1")
-  if arguments.weights and not arguments.model:
+  if arguments.weights is not None and arguments.model is None:
     raise UsageError("--weights is for --model=NAME")
-  if arguments.step is not None and not arguments.workdir:
+  if arguments.step is not None and arguments.workdir is None:
     raise UsageError("--step is for --workdir=DIR")
   if arguments.pixel and not arguments.attention:
     raise UsageError("--pixel is for the picture of --attention=FILE.png")
@@ -64,7 +64,7 @@ def main() -> None:
   from halonet.data.images import read_image
 
   images = [read_image(path) for path in arguments.images]
-  if arguments.model:
+  if arguments.model is not None:
     classifier = prediction.of_published(arguments.model, arguments.weights)
   else:
     classifier = prediction.of_run(arguments.workdir, arguments.step)

@@ -16,6 +16,7 @@ from halonet.errors import UsageError, unknown
 from halonet.interop.pretrained import (
   PRETRAINED,
   imagenet_classes,
+  load_preprocessing,
   load_pretrained,
 )
 from halonet.models.network import Network
@@ -75,19 +76,13 @@ def of_published(name: str, source: str | None = None) -> Classifier:
   """
   if name not in PRETRAINED:
     raise UsageError(f"--model: {unknown('published model', name, PRETRAINED)}")
-  published = PRETRAINED[name]
   try:
     model, variables = load_pretrained(name, source)
   except ValueError as error:
     raise UsageError(f"--weights: {error}") from None
-  prepare = functools.partial(
-    published_input,
-    image_size=published.image_size,
-    crop=published.crop,
-    mean=published.mean,
-    std=published.std,
-  )
-  crop = published.image_size / int(published.image_size / published.crop)
+  expected = load_preprocessing(name, source)
+  prepare = functools.partial(published_input, **dataclasses.asdict(expected))
+  crop = expected.image_size / int(expected.image_size / expected.crop)
   return Classifier(model, variables, imagenet_classes(), prepare, crop)
 
 
@@ -121,7 +116,7 @@ def last_attention(
   )(classifier.variables, image[None])
   (weights,) = mutated["attention"][block.name]["attention"]["weights"]
   # A strided layer reads the map of the stage before.
-  keys = image.shape[0] // spec.stem_stride
+  keys = -(-image.shape[0] // spec.stem_stride)
   if number > 1 or block.stride == 1:
     before = number if block.stride == 1 else number - 1
     keys = features[f"stage{before}"].shape[1]

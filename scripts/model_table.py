@@ -16,41 +16,48 @@ import jax
 import jax.numpy as jnp
 
 import halonet
-from halonet.interop.pretrained import PRETRAINED
 from halonet.models.registry import get_entry
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
 
-# ImageNet top-1 as published: by the paper (Table 4's rows, and a secondary
-# source for H0 to H6; at the sizes of the table), and by timm for its weights.
+# Where a model is described; its published parameters, in millions; its
+# published ImageNet top-1 with the place where it stands. [2]: a secondary
+# source. "21k": pre-trained on ImageNet-21k, at 384.
 PUBLISHED = {
-  "halonet_h0": "77.9",
-  "halonet_h1": "79.9",
-  "halonet_h2": "80.4",
-  "halonet_h3": "81.9",
-  "halonet_h4": "83.3",
-  "halonet_h5": "84.0",
-  "halonet_h6": "84.4",
-  "halonet_h7": "84.9",
-  "halonet_h7_conv1": "84.6",
-  "halonet_h7_conv12": "84.7",
-  "halonet_h7_conv123": "83.8",
-  "halonet_h4_base128": "85.6 (21k, at 384)",
-  "halonet_h4_base128_patch4": "85.4 (21k, at 384)",
-  "halonet_h4_base128_conv12": "85.5 (21k, at 384)",
-  "halonet50": "78.6",
-  "halonet50_se": "78.6",
-  "halonet50_se_silu": "79.0",
-  "resnet50": "77.6",
-  "resnet50_se": "78.6",
-  "resnet50_se_silu": "78.9",
-  "halonet26t": "79.134",
-  "sehalonet33ts": "80.976",
-  "halonet50ts": "81.640",
-  "eca_halonext26ts": "79.518",
-  "halo2botnet50ts_256": "82.084",
-  "haloregnetz_b": "81.058",
+  "halonet_h0": ("Table 2", "5.5", "77.9 [2]"),
+  "halonet_h1": ("Table 2", "8.1", "79.9 [2]"),
+  "halonet_h2": ("Table 2", "9.4", "80.4 [2]"),
+  "halonet_h3": ("Table 2", "12.3", "81.9 [2]"),
+  "halonet_h4": ("Table 2", "19.1", "83.3 [2]"),
+  "halonet_h5": ("Table 2", "30.7", "84.0 [2]"),
+  "halonet_h6": ("Table 2", "43.4", "84.4 [2]"),
+  "halonet_h7": ("Table 2", "67", "84.9, Table 4"),
+  "halonet_h7_conv1": ("Table 4", "~67", "84.6, Table 4"),
+  "halonet_h7_conv12": ("Table 4", "~67", "84.7, Table 4"),
+  "halonet_h7_conv123": ("Table 4", "~67", "83.8, Table 4"),
+  "halonet_h4_base128": ("Table 6", "85", "85.6, Table 6, 21k"),
+  "halonet_h4_base128_patch4": ("Table 6", "85", "85.4, Table 6, 21k"),
+  "halonet_h4_base128_conv12": ("Table 6", "87", "85.5, Table 6, 21k"),
+  "halonet50": ("Table 3", "–", "78.6, Table 3"),
+  "halonet50_se": ("Table 3", "–", "78.6, Table 3"),
+  "halonet50_se_silu": ("Table 3", "–", "79.0, Table 3"),
+  "resnet50": ("Table 3", "25.6", "77.6, Table 3"),
+  "resnet50_se": ("Table 3", "–", "78.6, Table 3"),
+  "resnet50_se_silu": ("Table 3", "–", "78.9, Table 3"),
+  "resnet50_se_halo_b8": ("Table 5", "–", "–"),
+  "resnet50_se_halo_b32": ("Table 5", "–", "–"),
+  "resnet101": ("ResNet", "44.5", "–"),
+  "resnet101_se": ("Table 5", "–", "–"),
+  "resnet101_se_halo_b8": ("Table 5", "–", "–"),
+  "resnet101_se_halo_b32": ("as Table 5", "–", "–"),
+  "halonet_h1_timm": ("timm", "8.10", "–"),
+  "halonet26t": ("timm, weights", "12.48", "79.134, timm"),
+  "sehalonet33ts": ("timm, weights", "13.69", "80.976, timm"),
+  "halonet50ts": ("timm, weights", "22.73", "81.640, timm"),
+  "eca_halonext26ts": ("timm, weights", "10.76", "79.518, timm"),
+  "halo2botnet50ts_256": ("timm, weights", "22.64", "82.084, timm"),
+  "haloregnetz_b": ("timm, weights", "11.68", "81.058, timm"),
 }
 
 
@@ -61,8 +68,9 @@ def main() -> None:
   )
   arguments = parser.parse_args()
   lines = [
-    "| model | size | parameters | GFLOPs | source | published top-1 | ours |",
-    "|---|---|---|---|---|---|---|",
+    "| model | size | parameters | published, M | GFLOPs | source |"
+    " published top-1 | ours |",
+    "|---|---|---|---|---|---|---|---|",
     *(row(name) for name in halonet.list_models()),
   ]
   if not arguments.write:
@@ -83,14 +91,10 @@ def row(name: str) -> str:
   count = sum(math.prod(leaf.shape) for leaf in params)
   lowered = jax.jit(model.apply).lower(variables, images)
   flops = lowered.cost_analysis()["flops"]
-  if name in PRETRAINED:
-    source = "timm, with weights"
-  else:
-    source = "timm" if model.spec.timm else "the paper"
-  published = PUBLISHED.get(name, "–")
+  source, millions, accuracy = PUBLISHED[name]
   return (
-    f"| `{name}` | {size} | {count:,} | {flops / 1e9:.2f} | {source} |"
-    f" {published} | not yet measured |"
+    f"| `{name}` | {size} | {count:,} | {millions} | {flops / 1e9:.2f} |"
+    f" {source} | {accuracy} | not yet measured |"
   )
 
 

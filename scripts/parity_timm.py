@@ -4,11 +4,12 @@
   python scripts/parity_timm.py [--write] [MODEL...]
 
 Parameters and batch-norm statistics are drawn by name, so that nothing needs to
-be downloaded. In float32 on the CPU, at two sizes: the largest difference of
-the logits over the largest logit (allowed: 1e-4). For two models, also the
-loss and its gradient in training mode (relative L2 distance, allowed: 1e-3), in
-float64: with such weights PyTorch's own gradient of halonet26t differs by 6e-3
-between float32 and float64, as rounding turns signs at ReLUs.
+be downloaded; timm reads them, strictly, from a file that we write. In float32
+on the CPU, at two sizes: the largest difference of the logits over the largest
+logit (allowed: 1e-4). For two models, also the loss and its gradient in
+training mode (relative L2 distance, allowed: 1e-3), in float64: with such
+weights PyTorch's own gradient of halonet26t differs by 6e-3 between float32 and
+float64, as rounding turns signs at ReLUs.
 `--write` stores timm's logits for tests/interop/test_timm.py, which needs no
 PyTorch.
 """
@@ -16,6 +17,7 @@ PyTorch.
 import argparse
 import pathlib
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ import numpy as np
 
 import halonet
 from halonet.interop import timm as interop
+from halonet.interop.pretrained import save_timm
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from tests.interop.drawn import (
@@ -73,10 +76,7 @@ def main() -> None:
     relative = difference / np.abs(expected).max()
     failed |= bool(not relative <= 1e-4)
     golden[key(name, size, "logits")] = expected
-    print(
-      f"{name:22}{size[0]:>5}×{size[1]}{difference:12.2e}{relative:12.2e}",
-      flush=True,
-    )
+    report(name, size, difference, relative)
 
   print(f"\n{'model':22}{'size':>9}{'loss':>12}{'gradient':>12}")
   for name, size in GRADIENT_CASES:
@@ -101,10 +101,7 @@ def main() -> None:
     failed |= bool(not max(distance, loss_error) <= 1e-3)
     golden[key(name, size, "loss")] = np.array(loss)
     golden[key(name, size, "gradient")] = project(expected)
-    print(
-      f"{name:22}{size[0]:>5}×{size[1]}{loss_error:12.2e}{distance:12.2e}",
-      flush=True,
-    )
+    report(name, size, loss_error, distance)
 
   if failed:
     sys.exit("error: beyond what is allowed")
@@ -119,14 +116,18 @@ def report(name, size, first, second):
 
 
 def load(theirs, model, torch):
-  """Gives timm's model drawn weights, strictly, and returns them."""
+  """Gives timm's model drawn weights through our file, and returns them."""
+  from safetensors.torch import load_file
+
   shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
   drawn = draw_state_dict(shapes)
-  theirs.load_state_dict({k: torch.tensor(v) for k, v in drawn.items()})
-  # What comes back through our variables is the same file.
-  again = interop.to_timm(interop.from_timm(drawn, model), model)
-  assert again.keys() == drawn.keys()
-  assert all((again[k] == drawn[k]).all() for k in drawn)
+  variables = interop.from_timm(drawn, model)
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "exported.safetensors"
+    save_timm(path, variables, model)
+    theirs.load_state_dict(load_file(path), strict=True)
+  for name, array in theirs.state_dict().items():
+    np.testing.assert_array_equal(array.numpy(), drawn[name], err_msg=name)
   return drawn
 
 

@@ -74,10 +74,11 @@ def published_input(
   crop: float,
   mean: tuple[float, ...],
   std: tuple[float, ...],
+  interpolation: str,
 ) -> np.ndarray:
   """Prepares an image as timm's evaluation does: float32 `[size, size, 3]`.
 
-  The shorter side is resized, bicubically, to `image_size / crop`, rounded
+  The shorter side is resized to `image_size / crop`, rounded
   down; then the centre is cut out and normalised.
   """
   target = int(image_size / crop)
@@ -86,7 +87,7 @@ def published_input(
   size = [
     target if x == min(image.size) else int(x * scale) for x in image.size
   ]
-  image = image.resize(size, Image.Resampling.BICUBIC)
+  image = image.resize(size, Image.Resampling[interpolation.upper()])
   left, top = (round((x - image_size) / 2) for x in image.size)
   image = image.crop((left, top, left + image_size, top + image_size))
   pixels = np.asarray(image, np.float32) / 255

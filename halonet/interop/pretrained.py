@@ -1,6 +1,7 @@
 """Trained weights by name: where they are, and what images they expect."""
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -17,29 +18,37 @@ _HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrained:
-  """Published weights, and the images that they were evaluated on.
+class Preprocessing:
+  """The images that weights were evaluated on, and so expect.
 
   Attributes:
-    source: a hub id.
     image_size: side of the model's input in pixels.
     crop: share of the resized image's shorter side that the central crop keeps.
     mean: of every channel, after scaling to 0 … 1.
     std: of every channel.
-    interpolation: of the resizing.
+    interpolation: of the resizing, "bicubic" or "bilinear".
   """
 
-  source: str
   image_size: int
   crop: float
-  mean: tuple[float, float, float]
-  std: tuple[float, float, float]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
   interpolation: str = "bicubic"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """Published weights: a hub id, and what images they expect."""
+
+  source: str
+  preprocessing: Preprocessing
 
 
 # timm's own default weights for its models; ImageNet, 1000 classes.
 PRETRAINED = {
-  name: Pretrained(f"{_HUB}timm/{name}.{tag}", image_size, crop, **statistics)
+  name: Pretrained(
+    f"{_HUB}timm/{name}.{tag}", Preprocessing(image_size, crop, **statistics)
+  )
   for name, tag, image_size, crop, statistics in (
     ("halonet26t", "a1h_in1k", 256, 0.95, _IMAGENET),
     ("sehalonet33ts", "ra2_in1k", 256, 0.94, _IMAGENET),
@@ -97,7 +106,7 @@ def read_state_dict(source: str) -> dict[str, np.ndarray]:
     UsageError: if it cannot be found or read.
   """
   if source.startswith(_HUB):
-    path = _fetch(source.removeprefix(_HUB))
+    path = _fetch(source.removeprefix(_HUB), "model.safetensors")
   else:
     path = pathlib.Path(source)
     if not path.is_file():
@@ -109,7 +118,7 @@ def read_state_dict(source: str) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     try:
-      return load_file(path)
+      return _as_float32(path, load_file(path))
     except (SafetensorError, OSError) as error:
       raise UsageError(f"weights: {path} cannot be read: {error}") from None
   try:
@@ -122,46 +131,108 @@ def read_state_dict(source: str) -> dict[str, np.ndarray]:
   try:
     # Never runs code that a file brings along.
     state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: array.numpy() for name, array in state_dict.items()}
+    for key in ("state_dict", "state_dict_ema", "model"):
+      state_dict = state_dict.get(key, state_dict)
+    arrays = {
+      name: array.float().numpy()
+      if array.is_floating_point()
+      else array.numpy()
+      for name, array in state_dict.items()
+    }
   except Exception as error:  # Its unpickler raises many kinds.
-    reason = str(error).splitlines()[0]
+    reason = str(error).split(".")[0]  # More would advise to run its code.
     raise UsageError(f"weights: {path} cannot be read: {reason}") from None
+  return _as_float32(path, arrays)
 
 
 def save_timm(path: str | pathlib.Path, variables: Any, model: Network) -> None:
   """Writes variables as a safetensors file that timm loads strictly.
 
   Raises:
-    UsageError: if the file exists, or cannot be written.
+    UsageError: if the file exists or cannot be written.
+    ValueError: if the model is none of timm's, or the variables are not its.
   """
+  from safetensors import SafetensorError
   from safetensors.numpy import save_file
 
+  if not model.spec.timm:
+    raise ValueError("timm has no such model; only its own can be saved for it")
   path = pathlib.Path(path)
   if path.exists():
     raise UsageError(f"weights: {path} exists; name another file")
   try:
     save_file(timm.to_timm(variables, model), path)
-  except OSError as error:
+  except (SafetensorError, OSError) as error:
     raise UsageError(f"weights: {path} cannot be written: {error}") from None
 
 
-def _fetch(repository):
-  import huggingface_hub
-  from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def load_preprocessing(name: str, source: str | None = None) -> Preprocessing:
+  """What images the weights of a source expect.
+
+  timm keeps it in a `config.json` beside the weights, on the hub or in their
+  folder; where there is none, it is that of the model's own weights.
+
+  Raises:
+    UsageError: if the config cannot be fetched or read.
+  """
+  own = PRETRAINED[name]
+  if source is None or source == own.source:
+    return own.preprocessing
+  if source.startswith(_HUB):
+    path = _fetch(source.removeprefix(_HUB), "config.json")
+  else:
+    path = pathlib.Path(source).with_name("config.json")
+    if not path.is_file():
+      return own.preprocessing
+  try:
+    config = json.loads(path.read_text())
+    config = config.get("pretrained_cfg", config)
+    preprocessing = Preprocessing(
+      image_size=config["input_size"][-1],
+      crop=config["crop_pct"],
+      mean=tuple(config["mean"]),
+      std=tuple(config["std"]),
+      interpolation=config["interpolation"],
+    )
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UsageError(
+      f"weights: {path} does not say what images they expect: {error!r}"
+    ) from None
+  if preprocessing.interpolation not in ("bicubic", "bilinear"):
+    raise UsageError(
+      f"weights: {path}: interpolation is {preprocessing.interpolation!r}; it"
+      " must be bicubic or bilinear"
+    )
+  return preprocessing
+
+
+def _as_float32(path, state_dict):
+  """Weights may be stored narrower; counters alone are whole numbers."""
+  arrays = {}
+  for name, array in state_dict.items():
+    if np.issubdtype(array.dtype, np.integer):
+      if not name.endswith("num_batches_tracked"):
+        raise UsageError(
+          f"weights: {path}: {name} holds {array.dtype}; quantised weights are"
+          " not supported"
+        )
+      arrays[name] = array
+    else:
+      arrays[name] = array.astype(np.float32)
+  return arrays
+
+
+def _fetch(repository, file):
+  from huggingface_hub import hf_hub_download
+  from huggingface_hub.utils import logging
 
   # Its warnings of every retry; the error says it once.
-  huggingface_hub.utils.logging.set_verbosity_error()
+  logging.set_verbosity_error()
   try:
-    path = huggingface_hub.hf_hub_download(repository, "model.safetensors")
-  except (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OSError,
-    ValueError,
-  ) as error:
+    return pathlib.Path(hf_hub_download(repository, file))
+  except (OSError, ValueError) as error:  # The hub's own errors are of these.
     reason = str(error).strip().splitlines()[0]
     raise UsageError(
       f"weights: {_HUB}{repository} cannot be fetched ({reason}); go online"
       " once, or name a file"
     ) from None
-  return pathlib.Path(path)

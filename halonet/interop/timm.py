@@ -19,9 +19,6 @@ from halonet.models.spec import NetworkSpec
 
 Arrays = dict[str, np.ndarray]
 
-# Counts batches in PyTorch; nothing here, and nothing at inference, needs it.
-_COUNTER = "num_batches_tracked"
-
 
 class _Entry(NamedTuple):
   """How some of our variables make one array of timm's, and back."""
@@ -43,11 +40,12 @@ def from_timm(state_dict: Mapping[str, np.ndarray], model: Network) -> Any:
 
   Raises:
     ValueError: that lists the arrays that are missing, unexpected, or of the
-      wrong shape.
+      wrong shape; or says what of the model timm has no place for.
   """
   shapes = _flat_shapes(model)
   entries = _entries(model.spec, shapes)
-  given = {k: v for k, v in state_dict.items() if not k.endswith(_COUNTER)}
+  counters = {_counter(name) for name in entries}
+  given = {k: v for k, v in state_dict.items() if k not in counters}
   problems = [f"missing: {name}" for name in entries if name not in given]
   problems += [f"unexpected: {name}" for name in given if name not in entries]
   flat = {}
@@ -61,12 +59,7 @@ def from_timm(state_dict: Mapping[str, np.ndarray], model: Network) -> Any:
       problems.append(f"shape of {name}: {array.shape}, not {wanted}")
       continue
     flat |= dict(zip(entry.paths, entry.from_timm(array), strict=True))
-  if problems:
-    raise ValueError(
-      f"the weights do not fit the model ({len(problems)} problems): "
-      + "; ".join(problems[:20])
-      + ("; …" if len(problems) > 20 else "")
-    )
+  _raise_if("the weights do not fit the model", problems)
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -79,18 +72,48 @@ def to_timm(variables: Any, model: Network) -> Arrays:
 
   Returns:
     Arrays by timm's names, with its counters of batches, zero.
+
+  Raises:
+    ValueError: that lists the variables that are missing, unexpected, or of
+      the wrong shape; or says what of the model timm has no place for.
   """
   shapes = _flat_shapes(model)
   flat = traverse_util.flatten_dict(dict(variables), sep="/")
+  problems = [f"missing: {path}" for path in shapes if path not in flat]
+  problems += [f"unexpected: {path}" for path in flat if path not in shapes]
+  problems += [
+    f"shape of {path}: {np.shape(flat[path])}, not {shape}"
+    for path, shape in shapes.items()
+    if path in flat and np.shape(flat[path]) != shape
+  ]
+  _raise_if("the variables do not fit the model", problems)
   state_dict = {}
   for name, entry in _entries(model.spec, shapes).items():
     arrays = (np.asarray(flat[path]) for path in entry.paths)
     # Contiguous, as files of tensors ask for.
     state_dict[name] = np.ascontiguousarray(entry.to_timm(*arrays))
-    if name.endswith("running_var"):
-      counter = name.replace("running_var", _COUNTER)
-      state_dict[counter] = np.zeros((), np.int64)
+    if _counter(name):
+      state_dict[_counter(name)] = np.zeros((), np.int64)
   return state_dict
+
+
+def _counter(name):
+  """The counter beside a batch norm's variance; it counts PyTorch's batches.
+
+  Nothing here needs it, nor anything at inference.
+  """
+  if name.endswith("running_var"):
+    return name.replace("running_var", "num_batches_tracked")
+  return None
+
+
+def _raise_if(what, problems):
+  if problems:
+    raise ValueError(
+      f"{what} ({len(problems)} problems): "
+      + "; ".join(problems[:20])
+      + ("; …" if len(problems) > 20 else "")
+    )
 
 
 def _flat_shapes(model):
@@ -177,6 +200,11 @@ def _entries(spec: NetworkSpec, shapes) -> dict[str, _Entry]:
     ("params/classifier/kernel",), lambda x: x.T, lambda x: (x.T,)
   )
   same("params/classifier/bias", "head.fc.bias")
+  used = {path for entry in entries.values() for path in entry.paths}
+  _raise_if(
+    "timm has no such model",
+    [f"no place for {x}" for x in shapes.keys() - used],
+  )
   return entries
 
 

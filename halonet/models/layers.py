@@ -175,8 +175,8 @@ class SqueezeExcite(nn.Module):
   "Squeeze-and-Excitation Networks", Hu et al., CVPR 2018.
 
   Attributes:
-    ratio: width of the hidden layer over the channels; rounded up to a
-      multiple of eight.
+    ratio: width of the hidden layer over the channels; rounded to a multiple
+      of eight, at least eight.
     dtype: of the computation; parameters are float32.
   """
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -53,6 +54,8 @@ class Network(nn.Module):
   def _forward(self, images, train):
     spec = self.spec
     dtype = jnp.dtype(spec.dtype)
+    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+      raise ValueError("dtype is 'float64', which asks for jax_enable_x64")
     activation = _ACTIVATIONS[spec.activation]
     norm = functools.partial(
       nn.BatchNorm,

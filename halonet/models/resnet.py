@@ -6,36 +6,31 @@ stride in the 3×3 convolution, as is usual since.
 
 _RESNET = dict(operators=("c",), rb=4.0)
 
-# Name → (image size, fields).
-RESNETS = {}
 
-for _layers, _depths in ((50, (3, 4, 6, 3)), (101, (3, 4, 23, 3))):
-  for _name, _fields in (
+def _last_stage(block_size):
+  """Table 5: local attention in place of the last stage's convolutions."""
+  return dict(
+    channel_attention="se_last",
+    operators=("c", "c", "c", "h"),
+    block_size=block_size,
+    halo_size=3,
+  )
+
+
+# Name → (image size, fields).
+RESNETS = {
+  f"resnet{number}{name}": (224, _RESNET | dict(depths=depths) | fields)
+  for number, depths in ((50, (3, 4, 6, 3)), (101, (3, 4, 23, 3)))
+  for name, fields in (
     ("", {}),
-    # Table 3, and the backbones of Table 5.
     ("_se", dict(channel_attention="se_last")),
-    ("_se_silu", dict(channel_attention="se_last", activation="silu")),
-    # Table 5: local attention in place of the last stage's convolutions.
-    (
-      "_se_halo_b8",
-      dict(
-        channel_attention="se_last",
-        operators=("c", "c", "c", "h"),
-        block_size=8,
-        halo_size=3,
-      ),
-    ),
-    (
-      "_se_halo_b32",
-      dict(
-        channel_attention="se_last",
-        operators=("c", "c", "c", "h"),
-        block_size=32,
-        halo_size=3,
-      ),
-    ),
-  ):
-    RESNETS[f"resnet{_layers}{_name}"] = (
-      224,
-      _RESNET | dict(depths=_depths) | _fields,
-    )
+    ("_se_halo_b8", _last_stage(8)),
+    ("_se_halo_b32", _last_stage(32)),
+  )
+}
+
+# Table 3.
+RESNETS["resnet50_se_silu"] = (
+  224,
+  RESNETS["resnet50_se"][1] | dict(activation="silu"),
+)

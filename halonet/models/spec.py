@@ -107,7 +107,8 @@ class NetworkSpec:
     zero_init_residual: starts every block as its shortcut, by a zero scale in
       its last batch norm. The paper does not say; common in ResNets.
     drop_path: probability that training skips the last block (stochastic
-      depth); that of the others falls linearly to 0 at the first.
+      depth); that of the others falls linearly to 0 at the first, which is
+      never skipped.
     dropout: probability that training drops a feature of the classifier.
     dtype: "float32" or "bfloat16", of the computation. Parameters, batch-norm
       statistics, softmax and logits are float32. ("float64", with
@@ -157,7 +158,8 @@ class NetworkSpec:
   @property
   def stem_stride(self) -> int:
     """Input pixels per pixel of the stem's output."""
-    return 2 if self.stem == "conv3" and not self.stem_pool else 4
+    # These two halve the map once by themselves; the others always reach 4.
+    return 2 if self.stem in ("conv3", "conv7") and not self.stem_pool else 4
 
   @property
   def stages(self) -> tuple[tuple[BlockSpec, ...], ...]:
@@ -245,7 +247,11 @@ def check_heads(
   """
   if heads < 1:
     raise ValueError(f"heads is {heads}; it must be at least 1")
-  if qk_width % heads or (half_tables and qk_width // heads % 2):
+  if (
+    qk_width < heads
+    or qk_width % heads
+    or (half_tables and qk_width // heads % 2)
+  ):
     even = " to an even width per head" if half_tables else ""
     raise ValueError(
       f"heads is {heads}, which does not divide the query width {qk_width}"
@@ -335,6 +341,15 @@ def _check(network: NetworkSpec) -> None:
     raise ValueError(
       f"out_widths is {network.out_widths}; it must have one entry per stage,"
       f" and depths is {network.depths}"
+    )
+  if network.out_widths and min(network.out_widths) < 1:
+    raise ValueError(
+      f"out_widths is {network.out_widths}; each must be at least 1"
+    )
+  if network.stem == "tiered" and network.base_width % 8:
+    raise ValueError(
+      f"base_width is {network.base_width}; the tiered stem asks for a multiple"
+      " of 8"
     )
   patterns = network.operators
   if (

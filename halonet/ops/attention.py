@@ -88,6 +88,11 @@ def blocked_local_attention(
     halo_size,
     stride,
   )
+  if relative_stride is not None and not 1 <= relative_stride <= stride:
+    raise ValueError(
+      f"relative_stride is {relative_stride}; it must be from 1 to the stride,"
+      f" {stride}"
+    )
   if block_size % stride:  # The queries sit differently in every block.
     if relative_stride not in (None, stride):
       raise ValueError(

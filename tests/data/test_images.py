@@ -82,6 +82,7 @@ def test_published_preprocessing_is_torchvisions(tmp_path):
     crop=0.94,
     mean=(0.5, 0.4, 0.3),
     std=(0.1, 0.2, 0.3),
+    interpolation="bicubic",
   )
   resized = np.asarray(image.resize((362, 272), Image.Resampling.BICUBIC))
   expected = resized[8:264, 53:309] / 255.0

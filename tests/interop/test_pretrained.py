@@ -1,5 +1,10 @@
 """Weights from files and from the hub, and what goes wrong with them."""
 
+import json
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -58,6 +63,71 @@ def test_offline_is_one_clear_line(monkeypatch):
     pretrained.load_pretrained("halonet26t")
 
 
+def test_offline_for_real(tmp_path):
+  """The hub's own client, without a network and with an empty cache."""
+  code = (
+    "from halonet import command, load_pretrained\n"
+    "command.run(lambda: load_pretrained('halonet26t'))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: weights: hf-hub:timm/halonet26t.a1h")
+  assert done.stderr.count("\n") == 1
+
+
+def test_preprocessing_is_what_the_weights_say(weights, tmp_path):
+  own = pretrained.load_preprocessing("halonet26t")
+  assert (own.image_size, own.crop) == (256, 0.95)
+  copy = tmp_path / "copy.safetensors"
+  assert pretrained.load_preprocessing("halonet26t", str(copy)) == own
+  config = tmp_path / "config.json"
+  config.write_text(
+    json.dumps(
+      {
+        "pretrained_cfg": {
+          "input_size": [3, 288, 288],
+          "crop_pct": 1.0,
+          "mean": [0.5, 0.5, 0.5],
+          "std": [0.25, 0.25, 0.25],
+          "interpolation": "bilinear",
+        }
+      }
+    )
+  )
+  assert pretrained.load_preprocessing(
+    "halonet26t", str(copy)
+  ) == pretrained.Preprocessing(288, 1.0, (0.5,) * 3, (0.25,) * 3, "bilinear")
+  config.write_text("{}")
+  with pytest.raises(UsageError, match="does not say what images"):
+    pretrained.load_preprocessing("halonet26t", str(copy))
+
+
+def test_narrower_weights_are_widened_and_whole_numbers_refused(tmp_path):
+  _, state_dict = make("halonet26t")
+  name = "head.fc.bias"
+  path = tmp_path / "half.safetensors"
+  half = state_dict | {name: state_dict[name].astype(np.float16)}
+  safetensors.numpy.save_file(half, path)
+  _, variables = pretrained.load_pretrained("halonet26t", str(path))
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(variables)}
+  assert dtypes == {np.dtype("float32")}
+  path = tmp_path / "whole.safetensors"
+  safetensors.numpy.save_file(state_dict | {name: np.arange(1000)}, path)
+  with pytest.raises(UsageError, match="head.fc.bias holds int64"):
+    pretrained.load_pretrained("halonet26t", str(path))
+
+
+def test_only_timms_models_are_saved_for_it(tmp_path):
+  model = halonet.create_model("halonet_h0")
+  with pytest.raises(ValueError, match="timm has no such model"):
+    pretrained.save_timm(tmp_path / "h0.safetensors", {}, model)
+
+
 def test_bad_sources_are_named(tmp_path):
   with pytest.raises(UsageError, match="there is no file none.safetensors"):
     pretrained.load_pretrained("halonet26t", "none.safetensors")
@@ -83,7 +153,7 @@ def test_weights_of_another_model_are_refused(weights):
 def test_published_models_are_in_the_registry():
   assert len(set(pretrained.imagenet_classes())) == 1000
   for name, published in pretrained.PRETRAINED.items():
-    assert get_entry(name).image_size == published.image_size
+    assert get_entry(name).image_size == published.preprocessing.image_size
     assert halonet.create_model(name).spec.timm
 
 

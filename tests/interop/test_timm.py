@@ -91,6 +91,31 @@ def test_every_misfit_is_listed():
   assert "head.fc.weight: (10, 2048), not (1000, 2048)" in message
 
 
+def test_counters_belong_to_a_batch_norm():
+  model, state_dict = make("halonet26t")
+  state_dict["other.num_batches_tracked"] = np.zeros((), np.int64)
+  with pytest.raises(ValueError, match="unexpected: other.num_batches"):
+    timm.from_timm(state_dict, model)
+
+
+def test_misfits_of_our_variables_are_listed_too():
+  model, state_dict = make("halonet26t")
+  variables = timm.from_timm(state_dict, model)
+  variables["params"]["classifier"]["bias"] = np.zeros(10)
+  variables["params"]["other"] = {"scale": np.zeros(3)}
+  del variables["params"]["stem1"]
+  with pytest.raises(ValueError, match="3 problems") as caught:
+    timm.to_timm(variables, model)
+  assert "missing: params/stem1/kernel" in str(caught.value)
+  assert "unexpected: params/other/scale" in str(caught.value)
+
+
+def test_what_timm_has_no_place_for_is_not_dropped():
+  model = halonet.create_model("halonet26t", channel_attention="se_last")
+  with pytest.raises(ValueError, match="no place for .*/se/"):
+    timm.from_timm({}, model)
+
+
 def test_every_model_of_timms_is_compared():
   ours = {n for n in halonet.list_models() if model_fields(n)["timm"]}
   assert ours == {name for name, *_ in CASES}

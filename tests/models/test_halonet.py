@@ -36,7 +36,8 @@ def count(tree):
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-# Counted by timm, PyTorch's torchvision, or by hand where neither has them.
+# timm's by timm, the ResNets by torchvision; the others follow from these and
+# from the H models by the layers that differ.
 OTHERS = {
   # Table 4: about 67 M each, says the paper; the third does not come near with
   # any width of the convolutions that gives the first two.
@@ -57,7 +58,6 @@ OTHERS = {
   "resnet50_se_halo_b32": 23_382_680,
   "resnet101": 44_549_160,
   "resnet101_se": 49_326_872,
-  "resnet101_se_silu": 49_326_872,
   "resnet101_se_halo_b8": 44_612_312,
   "resnet101_se_halo_b32": 44_621_528,
   "halonet_h1_timm": 8_100_056,
@@ -99,6 +99,72 @@ def test_features_at_an_odd_size_are_as_announced(name):
     )
     for info in model.spec.feature_info
   }
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101", "halonet50"])
+def test_squeeze_excite_adds_its_two_layers(name):
+  stages = halonet.create_model(name).spec.stages
+  widths = [block.features for stage in stages for block in stage]
+  added = sum(2 * c * (c // 16) + c // 16 + c for c in widths)
+  assert OTHERS[f"{name}_se"] - OTHERS[name] == added
+
+
+@pytest.mark.parametrize("name, block_size", [("b8", 8), ("b32", 32)])
+def test_halo_backbones_differ_in_three_layers(name, block_size):
+  tables = 2 * (2 * (block_size + 3) - 1) * 32  # Heads are 64 wide.
+  difference = 3 * (9 * 512**2 - 3 * 512**2 - tables)
+  for resnet in ("resnet50_se", "resnet101_se"):
+    assert OTHERS[resnet] - OTHERS[f"{resnet}_halo_{name}"] == difference
+
+
+@pytest.mark.parametrize("stem", ["conv7", "conv3", "tiered", "patch4"])
+@pytest.mark.parametrize("stem_pool", [True, False])
+def test_strides_follow_from_the_stem(stem, stem_pool):
+  if stem == "patch4" and stem_pool:
+    return  # A patch has no pool behind it.
+  model = halonet.create_model(
+    "halonet_h1",
+    stem=stem,
+    stem_pool=stem_pool,
+    base_width=8,
+    depths=(1, 1),
+    heads=(2, 2),
+  )
+  images = jnp.ones((1, 61, 35, 3))
+  variables = abstract_variables(model)
+  features = jax.eval_shape(
+    lambda variables: model.apply(variables, images, method="features"),
+    variables,
+  )
+  for info in model.spec.feature_info:
+    shape = features[info.name].shape
+    assert shape[1:3] == (
+      math.ceil(61 / info.stride),
+      math.ceil(35 / info.stride),
+    )
+  assert [info.stride for info in model.spec.feature_info] == [4, 8]
+
+
+def test_a_narrow_mixed_model_of_timms_at_an_odd_size():
+  model = halonet.create_model(
+    "halo2botnet50ts_256",
+    base_width=16,
+    depths=(1, 2, 2, 2),
+    heads=(2, 2, 2, 2),
+    num_classes=5,
+  )
+  images = jax.random.normal(jax.random.key(0), (2, 97, 131, 3))
+  variables = jax.jit(model.init)(jax.random.key(0), images)
+  logits = jax.jit(model.apply)(variables, images)
+  assert jnp.isfinite(logits).all() and logits.shape == (2, 5)
+  alone = jax.jit(model.apply)(variables, images[:1])
+  np.testing.assert_allclose(alone, logits[:1], rtol=1e-4, atol=1e-6)
+
+
+def test_float64_asks_for_x64():
+  model = halonet.create_model("halonet_h0", dtype="float64")
+  with pytest.raises(ValueError, match="asks for jax_enable_x64"):
+    abstract_variables(model)
 
 
 def test_counts_round_to_the_paper():
@@ -316,6 +382,9 @@ def test_blocks_start_as_the_identity():
     (dict(mask_padding=1), "mask_padding is 1; it must be true or false"),
     (dict(rb=float("inf")), "rb is inf; it must be finite"),
     (dict(stem="conv9"), "stem is 'conv9'"),
+    (dict(stem="tiered", base_width=4), "base_width is 4; the tiered stem"),
+    (dict(out_widths=(8, 8, 0, 8)), "out_widths is"),
+    (dict(qk_ratio=0.01, heads=(16, 8, 8, 8)), "heads is 16, which does not"),
     (dict(operators=("x",)), "operators is .*of the letters c, h, g"),
     (dict(operators=()), "operators is"),
     (dict(operators=("c", "")), "operators is"),

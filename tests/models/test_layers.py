@@ -11,6 +11,7 @@ from halonet.models.layers import (
   HaloAttention,
   SqueezeExcite,
 )
+from halonet.ops.attention import global_attention
 from tests.ops import reference
 
 
@@ -85,6 +86,30 @@ def test_global_attention_resizes_its_tables():
   assert variables["params"]["relative_height"].shape == (7, 4)
   assert layer.apply(variables, x).shape == (2, 2, 2, 8)
   assert layer.apply(variables, jnp.ones((1, 5, 9, 8))).shape == (1, 3, 5, 8)
+
+
+def test_resized_tables_are_interpolated_about_their_middle():
+  layer = GlobalAttention(heads=1, size=4)
+  x = jax.random.normal(jax.random.key(1), (1, 6, 4, 8))
+  params = layer.init(jax.random.key(0), x)["params"]
+  # Seven offsets become eleven; pixels are centred on halves.
+  places = np.clip((np.arange(11) + 0.5) * 7 / 11 - 0.5, 0, 6)
+  table = np.asarray(params["relative_height"], np.float64)
+  table = np.stack([np.interp(places, range(7), c) for c in table.T], axis=1)
+  query, key, value = (
+    jnp.einsum("bhwc,cnd->bhwnd", x, params[name]["kernel"])
+    for name in ("query", "key", "value")
+  )
+  scale = 8**-0.5
+  expected = global_attention(
+    query * scale,
+    key,
+    value,
+    jnp.asarray(table / scale, jnp.float32),
+    params["relative_width"] / scale,
+  )
+  actual = layer.apply({"params": params}, x)
+  np.testing.assert_allclose(actual, expected[..., 0, :], rtol=1e-4, atol=1e-5)
 
 
 def test_squeeze_excite_is_its_formula():

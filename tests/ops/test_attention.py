@@ -137,6 +137,13 @@ def test_queries_may_be_counted_apart_from_their_pixels(stride):
     blocked_local_attention(*inputs, **options | {"stride": 3})
 
 
+@pytest.mark.parametrize("relative_stride", [-1, 0, 3])
+def test_impossible_relative_strides_are_named(relative_stride):
+  inputs, _, options = arrays(case((1, 4, 4, 1, 4), 4, 1, stride=2))
+  with pytest.raises(ValueError, match=f"relative_stride is {relative_stride}"):
+    blocked_local_attention(*inputs, **options, relative_stride=relative_stride)
+
+
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("mask_padding", [True, False])
 def test_masked_window_is_sasa(stride, mask_padding):
