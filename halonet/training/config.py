@@ -160,6 +160,10 @@ def check(config: ml_collections.ConfigDict) -> None:
   if config.optimizer.name not in ("sgd", "adamw"):
     message = unknown("optimizer", config.optimizer.name, ("sgd", "adamw"))
     raise UsageError(f"config.optimizer.name: {message}")
+  if config.model.dtype == "float64":
+    raise UsageError(
+      "config.model.dtype is 'float64'; training takes float32 or bfloat16"
+    )
   create_model(config, num_classes=1)
 
 
