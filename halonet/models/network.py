@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from halonet.models import layers
+from halonet.models.normalization import STATISTICS, BatchNorm
 from halonet.models.spec import BlockSpec, NetworkSpec
 
 _ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
@@ -58,18 +59,28 @@ class Network(nn.Module):
       raise ValueError("dtype is 'float64', which asks for jax_enable_x64")
     activation = _ACTIVATIONS[spec.activation]
     norm = functools.partial(
-      nn.BatchNorm,
+      BatchNorm,
       use_running_average=not train,
-      momentum=0.9,
-      epsilon=1e-5,
+      group=spec.batch_norm_group,
+      momentum=spec.batch_norm_momentum,
       dtype=dtype,
     )
     x = _stem(spec, images.astype(dtype), norm, activation)
+    policy = jax.checkpoint_policies.save_only_these_names(STATISTICS)
+    block_class = Block
+    if spec.remat == "block":
+      block_class = nn.remat(Block, policy=policy)
+
+    def run_stage(module, x, stage):
+      for block in stage:
+        x = block_class(spec, block, norm, train, name=block.name)(x)
+      return x
+
+    if spec.remat == "stage":
+      run_stage = nn.remat(run_stage, policy=policy, static_argnums=2)
     features = {}
     for number, stage in enumerate(spec.stages, start=1):
-      for block in stage:
-        x = Block(spec, block, norm, train, name=block.name)(x)
-      features[f"stage{number}"] = x
+      x = features[f"stage{number}"] = run_stage(self, x, stage)
     if spec.df:
       x = _dense(spec.df, dtype, "final")(x)
       x = activation(norm(name="final_norm")(x))

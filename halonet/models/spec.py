@@ -16,6 +16,7 @@ STEMS = ("conv7", "conv3", "tiered", "patch4")
 OPERATORS = ("c", "h", "g")
 ACTIVATIONS = ("relu", "silu")
 CHANNEL_ATTENTIONS = ("none", "se", "se_last", "eca")
+REMATS = ("none", "stage", "block")
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -110,6 +111,12 @@ class NetworkSpec:
       depth); that of the others falls linearly to 0 at the first, which is
       never skipped.
     dropout: probability that training drops a feature of the classifier.
+    batch_norm_group: examples over which training takes the statistics of
+      batch norms, neighbours in the batch; 0: the whole batch, over all
+      devices. The papers' are those of a TPU core.
+    batch_norm_momentum: share of the running statistics that a step keeps.
+    remat: what the backward pass computes a second time, to need less memory:
+      "none", all but the output of each "stage", or of each "block".
     dtype: "float32" or "bfloat16", of the computation. Parameters, batch-norm
       statistics, softmax and logits are float32. ("float64", with
       `jax_enable_x64`, is for comparing gradients with other libraries'.)
@@ -146,6 +153,9 @@ class NetworkSpec:
   zero_init_residual: bool = True
   drop_path: float = 0.0
   dropout: float = 0.0
+  batch_norm_group: int = 0
+  batch_norm_momentum: float = 0.9
+  remat: str = "none"
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -302,6 +312,7 @@ def _check(network: NetworkSpec) -> None:
     ("num_classes", 1),
     ("group_width", 0),
     ("global_size", 1),
+    ("batch_norm_group", 0),
   ):
     value = getattr(network, name)
     if value < least:
@@ -314,12 +325,13 @@ def _check(network: NetworkSpec) -> None:
     ("stem", STEMS),
     ("activation", ACTIVATIONS),
     ("channel_attention", CHANNEL_ATTENTIONS),
+    ("remat", REMATS),
     ("dtype", DTYPES),
   ):
     value = getattr(network, name)
     if value not in known:
       raise ValueError(f"{name} is {value!r}; it must be one of {known}")
-  for name in ("drop_path", "dropout"):
+  for name in ("drop_path", "dropout", "batch_norm_momentum"):
     value = getattr(network, name)
     if not 0 <= value < 1:
       raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")

@@ -392,6 +392,9 @@ def test_blocks_start_as_the_identity():
     (dict(out_widths=(8,)), "out_widths is"),
     (dict(drop_path=1.0), "drop_path is 1.0"),
     (dict(dropout=-0.1), "dropout is -0.1"),
+    (dict(batch_norm_group=-1), "batch_norm_group is -1"),
+    (dict(batch_norm_momentum=1.0), "batch_norm_momentum is 1.0"),
+    (dict(remat="all"), "remat is 'all'; it must be one of .*'block'"),
   ],
 )
 def test_impossible_models_are_refused(overrides, message):
