@@ -59,12 +59,16 @@ def square_input(
   """Prepares an image as the test split is: float32 `[size, size, 3]`.
 
   Args:
-    image: RGB, of any size; its largest central square is used.
+    image: RGB, of any size; its central square is used.
     config: the `data` part of a training config.
   """
-  pixels = tf.constant(np.asarray(image))
-  square = preprocessing.central_square(pixels, config.image_size)
-  return preprocessing.normalise(square, config).numpy()
+  window = preprocessing.central_window(
+    image.height, image.width, fraction=config.crop_fraction
+  )
+  square = preprocessing.crop(tf.constant(np.asarray(image)), window)
+  pixels = preprocessing.resize_test(square, config)
+  # In the config's image_dtype first, so that the numbers are the test split's.
+  return preprocessing.normalise(pixels, config).numpy().astype(np.float32)
 
 
 def published_input(

@@ -1,0 +1,224 @@
+#!/usr/bin/env python
+"""Prepares a data set ahead of a training, or checks one that is there.
+
+python scripts/prepare_data.py imagenet2012 --data_dir=gs://BUCKET/tfds
+python scripts/prepare_data.py folder --data_dir=DIR --test_split=val
+"""
+
+import argparse
+import collections
+import os
+import time
+
+from halonet import command
+from halonet.errors import RunError, UsageError
+
+# What TFDS cannot download by itself: file → bytes, as image-net.org has it.
+_MANUAL = {
+  "imagenet2012": {
+    "ILSVRC2012_img_train.tar": 147_897_477_120,
+    "ILSVRC2012_img_val.tar": 6_744_924_160,
+  }
+}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "name", help='what config.data.name says: a TFDS name, or "folder"'
+  )
+  parser.add_argument(
+    "--data_dir", metavar="DIR", help="as config.data.data_dir says"
+  )
+  parser.add_argument("--train_split", default="train", metavar="SPLIT")
+  parser.add_argument(
+    "--test_split",
+    metavar="SPLIT",
+    help='"validation" by default if there is one, else "test"',
+  )
+  parser.add_argument(
+    "--verify", action="store_true", help="decodes every image, too"
+  )
+  arguments = parser.parse_args()
+
+  import ml_collections
+
+  from halonet.data import sources
+
+  data = ml_collections.ConfigDict(
+    dict(
+      name=arguments.name,
+      data_dir=arguments.data_dir,
+      train_split=arguments.train_split,
+    )
+  )
+  if data.name != "folder":
+    builder = sources.load_builder(data.name, data.data_dir)
+    if not builder.is_prepared():
+      check_manual_files(builder)
+      print(
+        f"Next: {builder.name} is downloaded and written as TFRecord files to"
+        f" {builder.data_dir}, which may take hours for a large one",
+        flush=True,
+      )
+  source = sources.open_source(data)
+  test_split = arguments.test_split or default_test_split(data, source)
+  splits = {
+    "train_split": arguments.train_split,
+    "test_split": test_split,
+  }
+  print(f"{source.name} in {source.location}: {len(source.labels)} classes")
+  bad = []
+  for field, name in splits.items():
+    split = source.split(field, name)
+    check_files(split)
+    print(
+      f"{name}: {split.size} images in {len(split.files)} files; all are there",
+      flush=True,
+    )
+    if arguments.verify:
+      bad += verify(name, split)
+  if bad:
+    raise RunError(
+      f"{len(bad)} images cannot be decoded: {'; '.join(bad[:10])}. Mend them,"
+      " or train with config.data.skip_corrupt=true"
+    )
+  options = [f"--config.data.name={arguments.name}"]
+  if arguments.data_dir:
+    options.append(f"--config.data.data_dir={arguments.data_dir}")
+  options += [f"--config.data.{key}={value}" for key, value in splits.items()]
+  print(f"Next: scripts/train.sh --config=CONFIG {' '.join(options)}")
+
+
+def default_test_split(data, source) -> str:
+  """Names the split that a data set's publishers measure on."""
+  for name in ("validation", "val", "test"):
+    try:
+      source.split("test_split", name)
+    except UsageError as error:
+      if "there is no" in str(error):
+        continue
+      raise
+    return name
+  raise UsageError(
+    f"{data.name} has no split called validation, val or test; name one with"
+    " --test_split"
+  )
+
+
+def check_manual_files(builder) -> None:
+  """Raises UsageError if files that TFDS cannot download are missing."""
+  import tensorflow as tf
+
+  wanted = _MANUAL.get(builder.name, {})
+  root = str(builder.data_dir).rsplit(f"/{builder.name}/", 1)[0]
+  folder = f"{root}/downloads/manual"
+  problems = []
+  for name, size in wanted.items():
+    path = f"{folder}/{name}"
+    if not tf.io.gfile.exists(path):
+      problems.append(f"{name} is missing")
+      continue
+    found = tf.io.gfile.stat(path).length
+    if found != size:
+      problems.append(f"{name} has {found} bytes and should have {size}")
+  if problems:
+    raise UsageError(
+      f"{builder.name} cannot be downloaded without an account:"
+      f" {', '.join(problems)}. Get {' and '.join(wanted)} from image-net.org,"
+      f" put them in {folder}, and give this command again"
+    )
+  instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+  if instructions and not wanted:
+    print(
+      f"{builder.name} needs files that cannot be downloaded automatically, in"
+      f" {folder}:\n{instructions.strip()}",
+      flush=True,
+    )
+
+
+def check_files(split) -> None:
+  """Raises RunError if a file of a split is missing."""
+  import tensorflow as tf
+
+  by_folder = collections.defaultdict(set)
+  for path in split.files.tolist():
+    by_folder[os.path.dirname(path)].add(os.path.basename(path))
+  missing = [
+    f"{folder}/{name}"
+    for folder, names in by_folder.items()
+    for name in sorted(names - set(tf.io.gfile.listdir(folder)))
+  ]
+  if missing:
+    raise RunError(
+      f"{len(missing)} files are missing, such as {missing[0]}; move the"
+      " folder away and give this command again to prepare it anew"
+    )
+
+
+def verify(name, split) -> list[str]:
+  """Decodes every image of a split; names those that cannot be decoded."""
+  import numpy as np
+  import tensorflow as tf
+
+  from halonet.data import preprocessing
+
+  def attempt(number, example):
+    # What cannot be decoded drops out, and -1 comes in its place.
+    good = tf.data.Dataset.from_tensors(example["image"]).map(
+      lambda image: tf.minimum(
+        tf.cast(tf.size(preprocessing.decode(image)), tf.int64), 0
+      )
+    )
+    bad = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64))
+    result = good.ignore_errors().concatenate(bad).take(1).get_single_element()
+    return number, result
+
+  def read(shard, skip, take, number):
+    return split.read(shard, skip, take).enumerate(number)
+
+  numbers = np.cumsum(split.sizes) - split.sizes
+  shards = np.arange(len(split.sizes), dtype=np.int64)
+  results = (
+    tf.data.Dataset.from_tensor_slices(
+      (shards, split.skips, split.sizes, numbers)
+    )
+    .flat_map(read)
+    .map(attempt, num_parallel_calls=tf.data.AUTOTUNE)
+    .prefetch(tf.data.AUTOTUNE)
+  )
+  bad, done = [], 0
+  started = said = time.perf_counter()
+  try:
+    for number, result in results.as_numpy_iterator():
+      done += 1
+      if result < 0:
+        bad.append(split.where(int(number)))
+      now = time.perf_counter()
+      if now - said > 5 or done == split.size:
+        said = now
+        rate = done / (now - started)
+        left = (split.size - done) / rate
+        print(
+          f"{name}: {done} of {split.size} decoded, {len(bad)} corrupt,"
+          f" {rate:.0f} images/s, {left:.0f} s left",
+          flush=True,
+        )
+  except tf.errors.OpError as error:
+    reason = error.message.strip().splitlines()[0]
+    raise RunError(
+      f"{name}: the file after {split.where(done)} cannot be read: {reason}"
+    ) from error
+  if done != split.size:
+    raise RunError(
+      f"{name} has {done} images, and its description says {split.size}"
+    )
+  return bad
+
+
+if __name__ == "__main__":
+  command.run(main)

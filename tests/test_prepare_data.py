@@ -1,0 +1,67 @@
+"""scripts/prepare_data.py prepares, checks, and says what is missing."""
+
+import importlib.util
+import pathlib
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def prepare_data(run_main):
+  path = pathlib.Path(__file__).parents[1] / "scripts" / "prepare_data.py"
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return lambda *words: run_main(module.main, *words)
+
+
+def test_it_prepares_and_verifies(prepare_data, tmp_path):
+  options = ("digits", f"--data_dir={tmp_path}", "--verify")
+  code, output, complaint = prepare_data(*options)
+  assert code == 0, complaint
+  lines = output.splitlines()
+  assert any(line.startswith("Next: digits is downloaded") for line in lines)
+  assert "train: 1347 images in 1 files; all are there" in lines
+  assert any("test: 450 of 450 decoded, 0 corrupt" in line for line in lines)
+  assert lines[-1] == (
+    "Next: scripts/train.sh --config=CONFIG --config.data.name=digits"
+    f" --config.data.data_dir={tmp_path} --config.data.train_split=train"
+    " --config.data.test_split=test"
+  )
+
+
+def test_imagenets_files_are_asked_for(prepare_data, tmp_path):
+  folder = tmp_path / "downloads" / "manual"
+  words = ("imagenet2012", f"--data_dir={tmp_path}")
+  code, _, complaint = prepare_data(*words)
+  assert code == 2 and complaint.count("\n") == 1
+  assert "train.tar is missing, ILSVRC2012_img_val.tar is missing" in complaint
+  assert f"put them in {folder}, and give this command again" in complaint
+  folder.mkdir(parents=True)
+  (folder / "ILSVRC2012_img_train.tar").write_bytes(b"half")
+  _, _, complaint = prepare_data(*words)
+  assert "train.tar has 4 bytes and should have 147897477120" in complaint
+
+
+def test_a_folder_is_verified(prepare_data, photos, tmp_path):
+  shutil.copytree(photos, tmp_path / "photos")
+  words = ("folder", f"--data_dir={tmp_path / 'photos'}")
+  code, output, complaint = prepare_data(*words, "--verify")
+  assert code == 0, complaint
+  assert "train: 37 images in 37 files; all are there" in output
+  assert "--config.data.test_split=val" in output.splitlines()[-1]
+  damaged = tmp_path / "photos" / "val" / "china" / "002.JPEG"
+  damaged.write_bytes(b"\xff\xd8\xff no more")
+  assert prepare_data(*words)[0] == 0  # Without looking inside.
+  code, output, complaint = prepare_data(*words, "--verify")
+  assert code == 1 and "val: 11 of 11 decoded, 1 corrupt" in output
+  assert f"error: 1 images cannot be decoded: {damaged}. Mend" in complaint
+
+
+def test_missing_files_are_noticed(prepare_data, data_dir, tmp_path):
+  shutil.copytree(f"{data_dir}/digits", tmp_path / "digits")
+  (file,) = (tmp_path / "digits").rglob("*-test.tfrecord*")
+  file.unlink()
+  code, _, complaint = prepare_data("digits", f"--data_dir={tmp_path}")
+  assert code == 1 and f"1 files are missing, such as {file}" in complaint
