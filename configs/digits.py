@@ -2,8 +2,8 @@
 
   scripts/train.sh
 
-Test accuracy 0.9844, 0.9911, 0.9889 with seed 0, 1, 2 (--config.seed=1), after
-80 seconds of training on two CPU cores.
+Test accuracy 0.9867, 0.9911, 0.9889 with seed 0, 1, 2 (--config.seed=1), after
+two and a half minutes of training on two CPU cores.
 """
 
 import ml_collections
@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
       ),
       optimizer=dict(
         name="sgd",
-        learning_rate=0.1,
+        learning_rate=0.4,
         warmup_steps=50,
         weight_decay=5e-4,
       ),

@@ -2,7 +2,7 @@
 
 import argparse
 
-from halonet import command
+from halonet import command, distributed
 
 
 def main() -> None:
@@ -15,33 +15,36 @@ def main() -> None:
   parser.add_argument(
     "--step", type=int, help="which checkpoint (the latest by default)"
   )
+  distributed.add_arguments(parser)
   arguments = parser.parse_args()
 
-  from halonet.data import pipeline
-  from halonet.training.config import check_devices
+  from halonet.data import sources
+  from halonet.training.checks import check_devices
   from halonet.training.evaluation import evaluate
+  from halonet.training.processes import check_same, say, together
   from halonet.training.restore import restore_model
   from halonet.training.state import make_mesh
   from halonet.training.step import make_eval_step
 
+  distributed.initialize(arguments)
   mesh = make_mesh()
   run = restore_model(arguments.workdir, mesh, arguments.step)
-  check_devices(run.config, mesh.size)
   data = run.config.data
-  builder = pipeline.prepare(data.name, data.data_dir)
-  print(
-    f"Evaluating step {run.step} on split {data.test_split} of"
-    f" {builder.info.full_name}",
-    flush=True,
+  with together():
+    check_devices(run.config, mesh.size)
+    source = sources.open_source(data)
+    split = source.split("test_split", data.test_split)
+  check_same(split.fingerprint, f"files in {source.location}")
+  say(
+    f"Evaluating step {run.step} on split {data.test_split} of {source.name}:"
+    f" {split.size} images"
   )
-  result = evaluate(
-    make_eval_step(run.model, mesh),
-    run.state,
-    builder,
-    run.config,
-    mesh,
+  result, averaged = evaluate(
+    make_eval_step(run.model, mesh), run.state, split, run.config, mesh
   )
-  print(result)
+  say(str(result))
+  if averaged:
+    say(f"moving averages: {averaged}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import pathlib
 import sys
 
-from halonet import command
+from halonet import command, distributed
 from halonet.errors import UsageError
 
 
@@ -26,15 +26,17 @@ def main() -> None:
   parser.add_argument(
     "--workdir",
     metavar="DIR",
-    help="folder of this run; runs/NAME by default, for configs/NAME.py",
+    help="folder of this run; by default runs/NAME, or runs/NAME_ARG",
   )
+  distributed.add_arguments(parser)
   arguments, rest = parser.parse_known_args()
   for word in rest:
     if not word.startswith("--config."):
       raise UsageError(f"unknown argument {word}; see --help")
     if "=" not in word:
       raise UsageError(f"{word}: write {word}=VALUE")
-  name = pathlib.Path(arguments.config.partition(":")[0]).stem
+  path, _, argument = arguments.config.partition(":")
+  name = "_".join(filter(None, [pathlib.Path(path).stem, argument]))
   workdir = arguments.workdir
   if workdir is None:
     workdir = f"runs/{name}"
@@ -46,10 +48,12 @@ def main() -> None:
   config = load_config(arguments.config, overrides)
 
   from halonet.training.loop import train
+  from halonet.training.processes import say
 
+  distributed.initialize(arguments)
   results = train(config, workdir)
   python = os.path.relpath(sys.executable)
-  print(
+  say(
     f"test accuracy: {results['test_accuracy']:.4f}"
     f" ({results['test_correct']} of {results['test_images']} images)\n"
     f"Wrote {workdir}: results.json, metrics.jsonl, tensorboard/, and"

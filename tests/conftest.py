@@ -1,8 +1,12 @@
 """What all tests share: eight devices, checked shapes, seeds, real data."""
 
+import json
 import os
+import pathlib
+import socket
 import subprocess
 import sys
+import tempfile
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,7 +18,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 import jaxtyping
 
 jaxtyping.install_import_hook(
-  ["halonet.ops", "halonet.models.layers", "halonet.models.network"],
+  [
+    "halonet.ops",
+    "halonet.models.layers",
+    "halonet.models.network",
+    "halonet.models.normalization",
+  ],
   "beartype.beartype",
 )
 
@@ -23,9 +32,19 @@ import pytest
 
 hypothesis.settings.register_profile("local", max_examples=200, deadline=None)
 hypothesis.settings.register_profile(
-  "ci", max_examples=50, deadline=None, derandomize=True
+  "ci", max_examples=25, deadline=None, derandomize=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.hookimpl(tryfirst=True)  # Before xdist reads the marks.
+def pytest_collection_modifyitems(items):
+  """Puts the tests with whole runs first, and them on one worker: they share
+  runs, and would be the last to end."""
+  for item in items:
+    if {"trained", "eight", "pair"} & set(item.fixturenames):
+      item.add_marker(pytest.mark.xdist_group("runs"))
+  items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest.fixture
@@ -39,11 +58,49 @@ def unchecked_shapes():
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
   """The embedded digits as TFDS records on disk, prepared once."""
-  from halonet.data import pipeline
+  from halonet.data import sources
 
   path = str(tmp_path_factory.mktemp("tfds"))
-  pipeline.prepare("digits", path)
+  sources.prepare("digits", path)
   return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+  """A folder of class folders of JPEG files: pieces of two photographs.
+
+  37 to train on and 11 to test on, of many sizes; among them a grey one, a
+  CMYK one, and a PNG that is called JPEG.
+  """
+  import numpy as np
+  import sklearn.datasets
+  from PIL import Image
+
+  root = tmp_path_factory.mktemp("photos")
+  random = np.random.default_rng(0)
+  pictures = sklearn.datasets.load_sample_images().images
+  for split, count in (("train", 37), ("val", 11)):
+    for number in range(count):
+      label = number % 2
+      height, width = random.integers(60, 200, 2)
+      top, left = random.integers(0, 200, 2)
+      piece = Image.fromarray(
+        pictures[label][top : top + height, left : left + width]
+      )
+      kind = "JPEG"
+      if number == 4:
+        piece = piece.convert("L")
+      elif number == 5:
+        piece = piece.convert("CMYK")
+      elif number == 6:
+        kind = "PNG"
+      folder = root / split / ("china", "flower")[label]
+      folder.mkdir(parents=True, exist_ok=True)
+      piece.save(folder / f"{number:03}.JPEG", kind, **_QUALITY[kind])
+  return str(root)
+
+
+_QUALITY = {"JPEG": {"quality": 90}, "PNG": {}}
 
 
 @pytest.fixture
@@ -70,16 +127,25 @@ def small_overrides(data_dir):
     "model.depths=(1,1)",
     "model.heads=(2,2)",
     "optimizer.warmup_steps=4",
+    # Low, so that rounding does not grow from step to step.
+    "optimizer.learning_rate=0.1",
+    "ema_decay=0.9",
     "log_every=1",
     "eval_every=12",
     "checkpoint_every=5",
   ]
 
 
+# Runs of one config compile once: what a test starts again, it finds compiled.
+_CACHE = tempfile.TemporaryDirectory(prefix="compiled")
+
+
 def run_command(*arguments, devices=1):
   """Starts training in a process of its own, with a line at a time to read."""
   environment = os.environ | {
     "JAX_NUM_CPU_DEVICES": str(devices),
+    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "PYTHONUNBUFFERED": "1",
   }
   return subprocess.Popen(
@@ -89,6 +155,40 @@ def run_command(*arguments, devices=1):
     text=True,
     env=environment,
   )
+
+
+def run_processes(*arguments, workdirs=(None, None)):
+  """Starts two processes of four devices each that train together.
+
+  Each may get a `--workdir` of its own.
+  """
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+  return [
+    run_command(
+      *arguments,
+      *([f"--workdir={workdir}"] if workdir else []),
+      f"--coordinator=127.0.0.1:{port}",
+      "--processes=2",
+      f"--process={index}",
+      devices=4,
+    )
+    for index, workdir in enumerate(workdirs)
+  ]
+
+
+def wait_for(process, text):
+  for line in process.stdout:
+    if text in line:
+      return
+  raise AssertionError(f"ended without {text!r}")
+
+
+def losses(workdir):
+  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
 def arguments(data_dir, workdir, *overrides):
@@ -110,10 +210,23 @@ def trained(tmp_path_factory, data_dir):
   return workdir, output
 
 
+@pytest.fixture(scope="session")
+def eight(tmp_path_factory, data_dir):
+  """The same run on eight devices."""
+  workdir = tmp_path_factory.mktemp("runs") / "eight"
+  words = arguments(data_dir, workdir)
+  code, output = finish(run_command(*words, devices=8))
+  assert code == 0, output
+  return workdir, output
+
+
 @pytest.fixture
 def run_main(monkeypatch, capfd):
   """Runs a command here; gives its exit code, output and complaints."""
-  from halonet import command
+  from halonet import command, distributed
+
+  # Here JAX runs already, and there is no other process to be found.
+  monkeypatch.setattr(distributed, "initialize", lambda arguments: None)
 
   def run(main, *words):
     monkeypatch.setattr(sys, "argv", ["command", *words])

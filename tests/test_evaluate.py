@@ -11,11 +11,15 @@ def test_it_is_what_training_reported(run_main, trained):
   code, output, complaint = run_main(evaluate.main, f"--workdir={workdir}")
   assert code == 0, complaint
   assert "Evaluating step 24 on split test of digits/1.0.0" in output
-  assert output.splitlines()[-1].startswith(
-    f"test accuracy: {results['test_accuracy']:.4f}"
+  raw, averaged = output.splitlines()[-2:]
+  assert averaged == (
+    f"moving averages: test accuracy: {results['test_accuracy']:.4f}"
     f" ({results['test_correct']} of 450 images), loss"
     f" {results['test_loss']:.4f}"
   )
+  assert raw.startswith(f"test accuracy: {results['raw_test_accuracy']:.4f} (")
+  assert raw.endswith(f"loss {results['raw_test_loss']:.4f}")
+  assert raw not in averaged
 
 
 def test_an_earlier_checkpoint(run_main, trained):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from halonet import predict
-from halonet.data import pipeline
+from halonet.data import pipeline, sources
 from halonet.data.images import read_image
 from halonet.errors import UsageError
 from halonet.prediction import (
@@ -21,7 +21,7 @@ from halonet.training.workdir import Workdir
 @pytest.fixture
 def digit(tmp_path, data_dir):
   """The first test image, as a file."""
-  builder = pipeline.load_builder("digits", data_dir)
+  builder = sources.load_builder("digits", data_dir)
   example = next(builder.as_dataset(split="test").as_numpy_iterator())
   path = tmp_path / "digit.png"
   Image.fromarray(example["image"][..., 0]).save(path)
@@ -46,12 +46,10 @@ def test_classes_with_probabilities(run_main, trained, digit):
   assert sorted(line.split()[1] for line in lines[1:11]) == list("0123456789")
 
 
-def test_a_file_is_seen_as_the_test_split_is(
-  classifier, trained, digit, data_dir
-):
-  builder = pipeline.load_builder("digits", data_dir)
+def test_a_file_is_seen_as_the_test_split_is(classifier, trained, digit):
   config = Workdir(str(trained[0])).config()
-  batch = next(pipeline.test_batches(builder, config))
+  split = sources.open_source(config.data).split("test_split", "test")
+  batch = next(pipeline.test_batches(split, config))
   image = classifier.prepare(read_image(digit))
   np.testing.assert_allclose(image, batch["image"][0], atol=1e-6)
   logits = classifier.model.apply(

@@ -1,7 +1,7 @@
 """Training from the command line: whole runs, kills, signals and slips."""
 
+import contextlib
 import json
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -14,33 +14,40 @@ import numpy as np
 import pytest
 
 from halonet import train
-from halonet.data import pipeline
+from halonet.data import pipeline, sources
+from halonet.training.checkpoint import Checkpoints
 from halonet.training.config import create_model
-from halonet.training.restore import restore_model
-from halonet.training.state import make_mesh
+from halonet.training.optimizer import make_optimizer
+from halonet.training.state import abstract_state, make_init, make_mesh
 from halonet.training.workdir import Workdir
-from tests.conftest import arguments, finish, run_command
+from tests.conftest import (
+  arguments,
+  finish,
+  losses,
+  run_command,
+  wait_for,
+)
 
 
-def wait_for(process, text):
-  for line in process.stdout:
-    if text in line:
-      return
-  raise AssertionError(f"ended without {text!r}")
-
-
-def losses(workdir):
-  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
-  return {row["step"]: row["loss"] for row in rows if "loss" in row}
+def whole_state(path):
+  """All that the last checkpoint of a run holds."""
+  workdir, mesh = Workdir(str(path)), make_mesh()
+  config = workdir.config()
+  init = make_init(
+    create_model(config, num_classes=10),
+    make_optimizer(config),
+    config.data.image_size,
+    mesh,
+    ema=True,
+  )
+  checkpoints = Checkpoints(workdir.checkpoints)
+  with contextlib.closing(checkpoints):
+    return checkpoints.restore(24, abstract_state(init, mesh))
 
 
 def assert_same_run(workdir, expected):
-  """Same bits in every parameter, statistic and momentum; same losses."""
-  mesh = make_mesh()
-  states = [
-    restore_model(str(path), mesh).state for path in (workdir, expected)
-  ]
+  """Same bits in parameters, statistics, momentum, averages; same losses."""
+  states = [whole_state(path) for path in (workdir, expected)]
   leaves = [jax.tree.leaves_with_path(state) for state in states]
   for (path, actual), (_, wanted) in zip(*leaves, strict=True):
     np.testing.assert_array_equal(actual, wanted, err_msg=str(path))
@@ -143,9 +150,8 @@ def test_the_first_loss_is_the_configs(trained, data_dir):
   workdir, _ = trained
   config = Workdir(str(workdir)).config()
   model = create_model(config, num_classes=10)
-  batch = next(
-    pipeline.train_batches(pipeline.load_builder("digits", data_dir), config)
-  )
+  split = sources.open_source(config.data).split("train_split", "train")
+  batch = next(pipeline.train_batches(split, config))
   images = jnp.asarray(batch["image"])
   variables = jax.jit(model.init)(jax.random.key(config.seed), images[:1])
   logits, _ = jax.jit(
@@ -174,10 +180,8 @@ def test_killed_between_the_last_save_and_the_result(
     assert again[name] == results[name]
 
 
-def test_eight_devices_train_as_one_does(trained, tmp_path, data_dir):
-  workdir = tmp_path / "run"
-  code, output = finish(run_command(*arguments(data_dir, workdir), devices=8))
-  assert code == 0, output
+def test_eight_devices_train_as_one_does(trained, eight):
+  workdir, output = eight
   assert "Devices: 8" in output
   actual, expected = losses(workdir), losses(trained[0])
   # Sums in another order: rounding, which descent amplifies step by step.
@@ -212,7 +216,7 @@ def test_a_slip_is_answered_in_one_line(
 ):
   compiled = []
   monkeypatch.setattr(
-    "halonet.training.loop.make_init", lambda *a: compiled.append(a)
+    "halonet.training.loop.make_init", lambda *a, **b: compiled.append(a)
   )
   words = arguments(data_dir, tmp_path / "run")
   code, _, complaint = run_main(train.main, *words, word)
@@ -243,6 +247,72 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_main, tmp_path, data_dir):
   assert str(workdir / "checkpoints" / str(saved[-1])) in complaint
   assert "Lower config.optimizer.learning_rate (it is 1e+30)" in complaint
   assert complaint.count("\n") == 1
+
+
+def test_wrong_weights_to_begin_with_leave_the_workdir_free(
+  run_main, tmp_path, data_dir
+):
+  words = arguments(data_dir, tmp_path / "run", f"init_from={tmp_path}/none")
+  code, _, complaint = run_main(train.main, *words)
+  assert code == 2 and f"config.init_from is {tmp_path}/none" in complaint
+  assert complaint.count("\n") == 1
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_folder_of_photographs_with_all_that_a_recipe_has(
+  trained, photos, tmp_path
+):
+  folder = tmp_path / "photos"
+  shutil.copytree(photos, folder)
+  damaged = folder / "train" / "flower" / "007.JPEG"
+  damaged.write_bytes(damaged.read_bytes()[:200])
+  overrides = [
+    "data.name=folder",
+    "data.test_split=val",
+    "data.skip_corrupt=true",
+    "data.randaugment_layers=2",
+    "data.randaugment_std=0.5",
+    "data.random_erasing=0.25",
+    "data.mixup=0.8",
+    "data.cutmix=1.0",
+    "data.image_dtype=bfloat16",
+    "batch_size=16",
+    "steps=3 epochs",
+    "optimizer.name=adamw",
+    "optimizer.clip_norm=5",
+    "ema_decay=0.99",
+    "accumulation_steps=2",
+    "model.dtype=bfloat16",
+    "model.batch_norm_group=2",
+    "model.remat=block",
+    "model.drop_path=0.1",
+    "model.dropout=0.1",
+    "profile_steps=(2,3)",
+    # Trained on ten classes of digits; the head is another.
+    f"init_from={trained[0]}",
+  ]
+  workdir = tmp_path / "run"
+  words = arguments(folder, workdir, *overrides)
+  code, output = finish(run_command(*words, devices=2))
+  assert code == 0, output
+  assert "Data: folder photos in" in output and "2 classes" in output
+  assert "The classifier is drawn afresh: 2 classes in place of 10" in output
+  assert "moving averages: test accuracy" in output
+  results = json.loads((workdir / "results.json").read_text())
+  assert results["steps"] == 7  # 3 · 37 / 16 = 6.9
+  assert results["test_images"] == 11 and "raw_test_accuracy" in results
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  logged = [row for row in rows if "loss" in row]
+  # Once in every epoch.
+  assert sum(row["skipped_images"] for row in logged) == 3
+  last = logged[-1]
+  assert 0 <= last["input_wait"] <= 1
+  assert last["images_per_second_per_device"] > 0
+  assert list((workdir / "tensorboard" / "plugins" / "profile").iterdir())
+  assert (
+    json.loads((workdir / "config.json").read_text())["steps"] == "3 epochs"
+  )
 
 
 def test_help_needs_no_heavy_import():

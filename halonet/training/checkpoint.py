@@ -1,12 +1,16 @@
 """Checkpoints: the train state and the place in the data, through Orbax.
 
 A checkpoint is written beside its final place and then renamed, so a run that
-is killed leaves whole checkpoints only. Saving goes on in the background.
+is killed leaves whole checkpoints only. Saving goes on in the background. It
+knows nothing of devices or processes: another number of them reads it, too.
+With several processes all of them call every method here but `accuracies`,
+`latest` and `best`.
 """
 
 import contextlib
-import pathlib
+from typing import Any
 
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from halonet.errors import RunError
@@ -20,7 +24,7 @@ class Checkpoints:
   or read.
   """
 
-  def __init__(self, directory: pathlib.Path, keep: int | None = None):
+  def __init__(self, directory: epath.Path, keep: int | None = None):
     """Opens a directory of checkpoints.
 
     Args:
@@ -89,7 +93,7 @@ class Checkpoints:
     with self._explained():
       self._orbax.save_checkpointables_async(
         step,
-        {"state": state, "iterator": {"batches": batches}},
+        _parts(state) | {"iterator": {"batches": batches}},
         force=True,
         metrics=None if accuracy is None else {"accuracy": accuracy},
       )
@@ -98,16 +102,30 @@ class Checkpoints:
     self, step: int, abstract_state: TrainState
   ) -> tuple[TrainState, int]:
     """Reads a state and the number of training batches consumed before it."""
+    parts = _parts(abstract_state) | {"iterator": {"batches": 0}}
+    restored = self._load(step, parts)
+    state = TrainState(
+      **restored["optimizer"], **restored["model"], ema=restored.get("ema")
+    )
+    return state, restored["iterator"]["batches"]
+
+  def restore_model(self, step: int, abstract_state: TrainState) -> TrainState:
+    """Reads the weights alone: `opt_state` is None."""
+    parts = _parts(abstract_state)
+    del parts["optimizer"]
+    restored = self._load(step, parts)
+    return TrainState(
+      step=step, **restored["model"], ema=restored.get("ema"), opt_state=None
+    )
+
+  def _load(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
     try:
-      restored = self._orbax.load_checkpointables(
-        step, {"state": abstract_state, "iterator": {"batches": 0}}
-      )
+      return self._orbax.load_checkpointables(step, parts)
     except Exception as error:  # Orbax and TensorStore raise many kinds.
       raise RunError(
         f"checkpoint {self.directory / str(step)} cannot be read:"
         f" {_first_line(error)}. Move it away to go on from the one before it"
       ) from error
-    return restored["state"], restored["iterator"]["batches"]
 
   def wait(self) -> None:
     """Waits until the last save is done."""
@@ -135,6 +153,15 @@ class Checkpoints:
         f" {_first_line(error)}. The latest whole one is {safe}; mend the"
         " cause and give the same command again"
       ) from error
+
+
+def _parts(state):
+  """What is saved side by side, so that weights can be read alone."""
+  parts = {
+    "model": {"params": state.params, "batch_stats": state.batch_stats},
+    "optimizer": {"step": state.step, "opt_state": state.opt_state},
+  }
+  return parts if state.ema is None else parts | {"ema": state.ema}
 
 
 def _first_line(error):

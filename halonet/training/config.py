@@ -13,6 +13,7 @@ import numpy as np
 
 from halonet.errors import UsageError, unknown
 from halonet.models import registry
+from halonet.training import checks, durations
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -25,12 +26,21 @@ def default_config() -> ml_collections.ConfigDict:
     dict(
       # Everything random derives from this: parameters, order, augmentation.
       seed=0,
-      # Optimizer steps, and images per step over all devices.
+      # Optimizer steps. This and every other duration below is a number of
+      # steps, or a text: "90 epochs", "0.5 epochs".
       steps=1000,
+      # Images per step over all devices, and the parts in which a device
+      # computes its share, one after another, to need less memory.
       batch_size=64,
+      accumulation_steps=1,
       model=dict(name="halonet_h0"),
+      # Weights to begin with: the workdir of another run, a .safetensors file
+      # of timm's, hf-hub:OWNER/NAME, or "timm" for what timm publishes.
+      init_from=None,
       data=dict(
-        # A TFDS name, and where its records are (TFDS's own place if None).
+        # A TFDS name, and where its records are (TFDS's own place if None); or
+        # "folder", and the folder that holds one for each split, which holds
+        # one for each class, which holds image files.
         name="digits",
         data_dir=None,
         train_split="train",
@@ -44,21 +54,48 @@ def default_config() -> ml_collections.ConfigDict:
         crop_area=0.08,
         # Random horizontal flips.
         flip=True,
-        # Encoded images that are held in memory to be shuffled.
+        # RandAugment: operations per image (0: none), their magnitude of 0 to
+        # 10, and the standard deviation of the magnitude.
+        randaugment_layers=0,
+        randaugment_magnitude=10.0,
+        randaugment_std=0.0,
+        # Probability that a random rectangle of an image becomes noise.
+        random_erasing=0.0,
+        # Alphas of the beta distributions by which pairs of images are mixed;
+        # 0: off. With both on, each pair gets one or the other.
+        mixup=0.0,
+        cutmix=0.0,
+        # Share of the shorter side that the central square of a test image
+        # has, and how it is resized: "bilinear" or "bicubic".
+        crop_fraction=1.0,
+        interpolation="bilinear",
+        # "float32" or "bfloat16", of images on their way to the devices.
+        image_dtype="float32",
+        # Leaves out images that cannot be decoded, and counts them; else the
+        # first one ends the run with its file's name.
+        skip_corrupt=False,
+        # Encoded images that are held in memory to be shuffled, over all
+        # processes.
         shuffle_buffer=10_000,
       ),
       optimizer=dict(
         # "sgd", with Nesterov momentum, or "adamw".
         name="sgd",
-        # Reached after the linear warm-up; a cosine takes it to zero.
+        # For 256 images a step, and in proportion for other batches. Reached
+        # after the linear warm-up; a cosine takes it to zero.
         learning_rate=0.1,
         warmup_steps=100,
         # Of "sgd" alone.
         momentum=0.9,
         # On kernels alone; decoupled from the gradient in "adamw".
         weight_decay=5e-5,
+        # Gradients of a larger norm are scaled down to it; 0: off.
+        clip_norm=0.0,
       ),
       label_smoothing=0.1,
+      # Of the moving averages of weights and statistics that are evaluated
+      # beside the raw ones; 0: none.
+      ema_decay=0.0,
       # Steps between lines of progress, evaluations and checkpoints; the last
       # step always has all three.
       log_every=50,
@@ -67,6 +104,8 @@ def default_config() -> ml_collections.ConfigDict:
       # The latest checkpoints that are kept, beside the most accurate one of
       # those whose step was evaluated.
       keep_checkpoints=3,
+      # The first and the last step of a profiler trace, or ().
+      profile_steps=(),
     )
   )
 
@@ -102,69 +141,16 @@ def load_config(
     _set(config, field, value, source)
   for field, text in pairs:
     default = _OPTIONAL.get(field, _flatten(config).get(field))
-    value = _parse(text, default)
+    if field in durations.FIELDS:
+      default = 1  # A number where it can be one, whatever the file says.
+    value = _parse(text, field, default)
     _set(config, field, value, f"--config.{field}")
   if config.data.image_size is None:
     size = registry.get_entry(name).image_size
     _assign(config, "data.image_size", size)
-  check(config)
-  return config
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-  """Raises UsageError if a value is out of range, or the model impossible."""
-  for field, least in (
-    ("steps", 1),
-    ("batch_size", 1),
-    ("seed", 0),
-    ("log_every", 1),
-    ("eval_every", 1),
-    ("checkpoint_every", 1),
-    ("keep_checkpoints", 1),
-    ("data.image_size", 1),
-    ("data.shuffle_buffer", 1),
-    ("optimizer.warmup_steps", 0),
-    ("optimizer.learning_rate", 0),
-    ("optimizer.momentum", 0),
-    ("optimizer.weight_decay", 0),
-  ):
-    value = _get(config, field)
-    if not value >= least:
-      raise UsageError(
-        f"config.{field} is {value}; it must be at least {least}"
-      )
-  if config.seed >= 2**31:
-    raise UsageError(f"config.seed is {config.seed}; it must be below 2**31")
-  if not 0 < config.data.crop_area <= 1:
-    raise UsageError(
-      f"config.data.crop_area is {config.data.crop_area}; it must be above 0"
-      " and at most 1"
-    )
-  if not 0 <= config.label_smoothing < 1:
-    raise UsageError(
-      f"config.label_smoothing is {config.label_smoothing}; it must be at least"
-      " 0 and below 1"
-    )
-  if config.optimizer.warmup_steps >= config.steps:
-    raise UsageError(
-      f"config.optimizer.warmup_steps is {config.optimizer.warmup_steps}; it"
-      f" must be below config.steps, {config.steps}"
-    )
-  for field in ("mean", "std"):
-    value = config.data[field]
-    if len(value) != 3 or (field == "std" and min(value) <= 0):
-      raise UsageError(
-        f"config.data.{field} is {value}; it must be three numbers"
-        + (" above 0" if field == "std" else "")
-      )
-  if config.optimizer.name not in ("sgd", "adamw"):
-    message = unknown("optimizer", config.optimizer.name, ("sgd", "adamw"))
-    raise UsageError(f"config.optimizer.name: {message}")
-  if config.model.dtype == "float64":
-    raise UsageError(
-      "config.model.dtype is 'float64'; training takes float32 or bfloat16"
-    )
+  checks.check(config)
   create_model(config, num_classes=1)
+  return config
 
 
 def create_model(config: ml_collections.ConfigDict, num_classes: int):
@@ -176,17 +162,6 @@ def create_model(config: ml_collections.ConfigDict, num_classes: int):
     )
   except ValueError as error:
     raise UsageError(f"config.model: {error}") from None
-
-
-def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
-  """Raises UsageError unless the batch splits evenly over the devices."""
-  if config.batch_size % devices:
-    below = config.batch_size // devices * devices
-    near = " or ".join(str(n) for n in (below, below + devices) if n)
-    raise UsageError(
-      f"config.batch_size is {config.batch_size}, which {devices} devices do"
-      f" not divide evenly; take {near}"
-    )
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -215,16 +190,39 @@ def from_json(text: str) -> ml_collections.ConfigDict:
   return config
 
 
+# They say how, where and when, and not what is learned.
+_CHANGEABLE = (
+  "accumulation_steps",
+  "model.remat",
+  "data.data_dir",
+  "data.skip_corrupt",
+  "log_every",
+  "eval_every",
+  "checkpoint_every",
+  "keep_checkpoints",
+  "profile_steps",
+)
+
+
 def differences(
   old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
-) -> list[str]:
-  """Lists the fields in which two configs differ, as `field: old → new`."""
+) -> tuple[list[str], list[str]]:
+  """Lists the fields in which two configs differ, as `field: old → new`.
+
+  Returns:
+    Those that make another training, and those that a run may change when it
+    goes on: they say how, where and when, not what is learned.
+  """
   old, new = _flatten(old), _flatten(new)
-  return [
-    f"{field}: {old.get(field, 'absent')} → {new.get(field, 'absent')}"
+  changed = {
+    field: f"{field}: {old.get(field, 'absent')} → {new.get(field, 'absent')}"
     for field in sorted(old.keys() | new.keys())
     if old.get(field, "absent") != new.get(field, "absent")
-  ]
+  }
+  return (
+    [text for field, text in changed.items() if field not in _CHANGEABLE],
+    [text for field, text in changed.items() if field in _CHANGEABLE],
+  )
 
 
 def _read(source):
@@ -262,36 +260,43 @@ def _flatten(config, prefix=""):
   return flat
 
 
-def _get(config, field):
-  for key in field.split("."):
-    config = config[key]
-  return config
-
-
 def _assign(config, field, value):
   *parts, last = field.split(".")
   for part in parts:
     config = config[part]
-  config[last] = value
+  with config.ignore_type():  # A duration may be a number or a text.
+    config[last] = value
 
 
 def _set(config, field, value, source):
   """Sets a field that exists, to a value of its kind."""
   known = _flatten(config)
+  if value is None and field in _OPTIONAL:
+    _assign(config, field, None)
+    return
   if field not in known:
     raise UsageError(f"{source}: {unknown('field', field, known, 'config.')}")
+  default = _OPTIONAL.get(field, known[field])
+  if field in durations.FIELDS:
+    default = 1  # A number where it is no text, whatever it was before.
   try:
-    value = _coerce(value, _OPTIONAL.get(field, known[field]))
+    if field in durations.FIELDS and isinstance(value, str):
+      durations.parse(value)
+    else:
+      value = _coerce(value, default)
   except TypeError as error:
     raise UsageError(
-      f"config.{field} is {value!r}; it must be {error}, such as"
-      f" {_OPTIONAL.get(field, known[field])!r}"
+      f"config.{field} is {value!r}; it must be {error}, such as {default!r}"
     ) from None
   _assign(config, field, value)
 
 
 # Fields that are None by default, with an example of what else they may be.
-_OPTIONAL = {"data.data_dir": "gs://bucket/data", "data.image_size": 224}
+_OPTIONAL = {
+  "data.data_dir": "gs://bucket/data",
+  "data.image_size": 224,
+  "init_from": "runs/pretrained",
+}
 
 
 def _coerce(value, default):
@@ -322,8 +327,10 @@ def _coerce(value, default):
   return value  # What is None by default, the model checks.
 
 
-def _parse(text, default):
+def _parse(text, field, default):
   """Reads the text of an override, as Python does but for bare words."""
+  if field in _OPTIONAL and text == "None":
+    return None
   if isinstance(default, str):
     return text
   try:

@@ -2,9 +2,8 @@
 
 import contextlib
 import datetime
-import signal
-import threading
 import time
+import zlib
 from typing import Any
 
 import jax
@@ -12,13 +11,18 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
-from halonet.data import pipeline
+from halonet.data import pipeline, sources
 from halonet.errors import RunError
+from halonet.training import checks, durations, initialise, processes
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.evaluation import evaluate
-from halonet.training.metrics import MetricWriter, Progress
+from halonet.training.flops import peak_flops, training_flops
+from halonet.training.metrics import Progress, open_writer
+from halonet.training.processes import say, together
+from halonet.training.profiler import Profiler
+from halonet.training.signals import Stopped, StopSignals
 from halonet.training.state import (
   abstract_batch,
   abstract_state,
@@ -35,9 +39,13 @@ def train(
 ) -> dict[str, Any]:
   """Trains to the end, from scratch or from where the workdir's run stopped.
 
+  With several processes (see `halonet.training.processes`) all of them call
+  this with the same arguments.
+
   Args:
     config: complete and checked, from `halonet.training.config.load_config`.
-    workdir_path: a folder of this run's own; see `halonet.training.workdir`.
+    workdir_path: a folder of this run's own, which all processes share; see
+      `halonet.training.workdir`.
 
   Returns:
     What is written to `results.json`.
@@ -48,153 +56,219 @@ def train(
   """
   # ---------------------------------------------------------------- workdir
   workdir = Workdir(workdir_path)
-  with workdir.claim(config):
+  with contextlib.ExitStack() as stack:
+    changed = []
+    with together():
+      if processes.is_first():
+        changed = stack.enter_context(workdir.claim(config))
+    processes.check_shared(workdir.path)
+    text = config_lib.to_json(config)
+    processes.check_same(zlib.crc32(text.encode()), "config fields")
     results = workdir.results()
     if results:
-      _say(f"This run is finished: {config.steps} steps.")
+      say(f"This run is finished: {results['steps']} steps.")
       return results
-    config_lib.check_devices(config, jax.device_count())
+    with together():
+      checks.check_devices(config, jax.device_count())
 
     # ----------------------------------------------------------------- data
-    builder = pipeline.prepare(config.data.name, config.data.data_dir)
-    train_size = pipeline.split_size(
-      builder, "train_split", config.data.train_split
-    )
-    test_size = pipeline.split_size(
-      builder, "test_split", config.data.test_split
-    )
-    labels = builder.info.features["label"].names
-    workdir.write_config(config)
-    workdir.write_labels(labels)
+    source = None
+    with together():
+      if processes.is_first():  # Prepares it, where that is still to be done.
+        source = sources.open_source(config.data)
+    with together():
+      source = source or sources.open_source(config.data)
+      train_split = source.split("train_split", config.data.train_split)
+      test_split = source.split("test_split", config.data.test_split)
+    for split in (train_split, test_split):
+      processes.check_same(split.fingerprint, f"files in {source.location}")
+    labels = "\n".join(source.labels)
+    data = {
+      "training files": f"{train_split.size}, {train_split.fingerprint:x}",
+      "test files": f"{test_split.size}, {test_split.fingerprint:x}",
+      "classes": f"{len(source.labels)}, {zlib.crc32(labels.encode()):x}",
+    }
+    workdir.check_data(data)
+    for change in changed:
+      say(f"Changed since this run began: config.{change}")
+    checks.check(durations.in_steps(config, train_split.size))
     with StopSignals() as stop:
-      return _train(config, workdir, builder, train_size, test_size, stop)
+      return _train(
+        config, workdir, source, data, train_split, test_split, stop
+      )
 
 
-def _train(config, workdir, builder, train_size, test_size, stop):
+def _train(given, workdir, source, data, train_split, test_split, stop):
   """The rest of `train`, with data and workdir at hand."""
+  config = durations.in_steps(given, train_split.size)
   # ------------------------------------------------------------------- mesh
   mesh = make_mesh()
   device = mesh.devices.flat[0]
-  labels = builder.info.features["label"].names
-  _say(
-    f"Devices: {mesh.size} × {device.device_kind} ({device.platform})\n"
-    f"Data: {builder.info.full_name} in {builder.data_dir}: {train_size}"
-    f" images to train on, {test_size} to test on, {len(labels)} classes"
+  say(
+    f"Devices: {mesh.size} × {device.device_kind} ({device.platform}), in"
+    f" {jax.process_count()} processes\n"
+    f"Data: {source.name} in {source.location}: {train_split.size} images to"
+    f" train on, {test_split.size} to test on, {len(source.labels)} classes"
   )
 
   # ------------------------------------------------------------------ model
-  model = config_lib.create_model(config, num_classes=len(labels))
+  model = config_lib.create_model(config, num_classes=len(source.labels))
   optimizer = optimizer_lib.make_optimizer(config)
   schedule = optimizer_lib.make_schedule(config)
-  train_step = make_train_step(
-    model, optimizer, config.label_smoothing, config.seed, mesh
-  )
+  train_step = make_train_step(model, optimizer, config, mesh)
   eval_step = make_eval_step(model, mesh)
-  init = make_init(model, optimizer, config.data.image_size, mesh)
+  init = make_init(
+    model, optimizer, config.data.image_size, mesh, ema=config.ema_decay > 0
+  )
   abstract = abstract_state(init, mesh)
-  _say(
+  say(
     parameter_overview.get_parameter_overview(
       abstract.params, include_stats=False
     )
   )
+  image_flops = training_flops(model, config.data.image_size)
+  peak = peak_flops(device)
 
   # --------------------------------------------------------- state or restore
   checkpoints = Checkpoints(workdir.checkpoints, config.keep_checkpoints)
   with contextlib.closing(checkpoints):
     step = checkpoints.latest or 0
+    processes.check_same(step, "checkpoints")
     if step:
-      state, batches_seen = checkpoints.restore(step, abstract)
-      _say(f"Going on from step {step}, from {workdir.checkpoints / str(step)}")
+      with together():
+        state, batches_seen = checkpoints.restore(step, abstract)
+      say(f"Going on from step {step}, from {workdir.checkpoints / str(step)}")
     else:
-      state, batches_seen = init(jax.random.key(config.seed)), 0
+      state, batches_seen = init(config.seed), 0
+      if config.init_from is not None:
+        with together():
+          state, notes = initialise.initial_state(config, model, state, mesh)
+        say("\n".join(notes))
+    with together():
+      if processes.is_first():
+        # From here on the folder is this config's: nothing is wrong with it.
+        workdir.write_config(given)
+        workdir.write_labels(source.labels)
+        workdir.write_data(data)
 
     # -------------------------------------------------------------- compile
-    _say("Compiling the training step")
+    say("Compiling the training step")
     started = time.perf_counter()
-    batch = abstract_batch(config.batch_size, config.data.image_size, mesh)
+    batch = abstract_batch(config, mesh)
     train_step = train_step.lower(abstract, batch).compile()
-    _say(f"Compiled in {time.perf_counter() - started:.0f} s")
+    say(f"Compiled in {time.perf_counter() - started:.0f} s")
     if stop.signal:
       raise Stopped(stop.signal, f"nothing is lost since step {step}")
 
     # ----------------------------------------------------------------- loop
-    _say(
+    say(
       f"Training to step {config.steps}: {config.batch_size} images a step,"
-      f" {config.steps * config.batch_size / train_size:.1f} epochs"
+      f" {config.steps * config.batch_size / train_split.size:.1f} epochs,"
+      " learning rate up to"
+      f" {optimizer_lib.peak_learning_rate(config):g}"
     )
+    group = config.model.batch_norm_group
+    part = config.batch_size // mesh.size // config.accumulation_steps
+    if group and part % group:
+      say(
+        f"Every batch norm communicates: its groups of {group} images do not"
+        f" fit into the {part} that a device computes at once"
+      )
     batches = pipeline.on_device(
-      pipeline.train_batches(builder, config, start=batches_seen),
+      pipeline.train_batches(train_split, config, start=batches_seen),
       batch_sharding(mesh),
     )
     progress = Progress(config.steps, config.batch_size)
     progress.restart(step)
+    profiler = Profiler(config.profile_steps, str(workdir.tensorboard), step)
     recent = []  # (step, metrics on the devices) since the last line of log
     evaluation = None
-    with contextlib.closing(MetricWriter(workdir, step)) as writer:
+    with together():
+      writer = open_writer(workdir, step)
+    with (
+      contextlib.closing(writer),
+      contextlib.closing(profiler),
+    ):
       while step < config.steps:
-        state, metrics = train_step(state, next(batches))
+        profiler.before(step + 1)
+        if len(recent) > 1:
+          # One step ahead of the devices: what is waited for below is input
+          # that they wait for, too, and batches do not pile up there.
+          jax.block_until_ready(recent[-2])
+        with progress.waiting():
+          batch = next(batches)
+        state, metrics = train_step(state, batch)
         step += 1
         batches_seen += 1
         recent.append((step, metrics))
+        profiler.after(step, state)
 
         # Read once for each decision: a signal may come at any moment.
-        stopping = stop.signal
+        stopping = stop.after(step)
         last = step == config.steps
         log = last or step % config.log_every == 0
         # Who is told to stop has no time for an evaluation.
         test = last or (step % config.eval_every == 0 and not stopping)
-        save = last or step % config.checkpoint_every == 0
+        # What was evaluated is saved: it may be the most accurate.
+        save = last or test or step % config.checkpoint_every == 0
         if not (log or test or save or stopping):
           continue
 
         means = _finite_means(recent, config, checkpoints)
         if log:
+          skipped = round(means.pop("skipped", 0) * len(recent))
           recent = []
-          rate, eta = progress.rate(step)
-          writer.write(
-            step,
-            **means,
-            learning_rate=float(schedule(step - 1)),
-            images_per_second=rate,
-          )
-          _say(
+          rate, waiting, eta = progress.rate(step)
+          figures = means | {
+            "learning_rate": float(schedule(step - 1)),
+            "images_per_second": rate,
+            "images_per_second_per_device": rate / mesh.size,
+            "input_wait": waiting,
+          }
+          line = (
             f"step {step}/{config.steps}  loss {means['loss']:.4f}"
             f"  accuracy {means['accuracy']:.4f}  {rate:.0f} images/s"
-            f"  ETA {datetime.timedelta(seconds=round(eta))}"
+            f"  input wait {waiting:.0%}"
           )
-        if test:
-          evaluation = evaluate(eval_step, state, builder, config, mesh)
-          if not np.isfinite(evaluation.loss):
-            raise NotFinite(
-              "test loss", evaluation.loss, step, config, checkpoints
+          if peak and image_flops:
+            figures["flops_utilization"] = (
+              rate * image_flops / (peak * mesh.size)
             )
-          writer.write(
-            step,
-            test_accuracy=evaluation.accuracy,
-            test_loss=evaluation.loss,
-            test_images=evaluation.images,
+            line += f"  MFU {figures['flops_utilization']:.1%}"
+          if config.data.skip_corrupt:
+            figures["skipped_images"] = skipped
+            line += f"  skipped {skipped}"
+          writer.write(step, **figures)
+          say(f"{line}  ETA {datetime.timedelta(seconds=round(eta))}")
+        if test:
+          evaluation, averaged = evaluate(
+            eval_step, state, test_split, config, mesh
           )
-          _say(f"step {step}/{config.steps}  {evaluation}")
-          stopping = stop.signal
+          for loss in (evaluation.loss, (averaged or evaluation).loss):
+            if not np.isfinite(loss):
+              raise NotFinite("test loss", loss, step, config, checkpoints)
+          writer.write(step, **_test_figures(evaluation, averaged))
+          say(f"step {step}/{config.steps}  {evaluation}")
+          if averaged:
+            say(f"step {step}/{config.steps}  moving averages: {averaged}")
         if save or stopping:
-          accuracy = evaluation.accuracy if test else None
+          accuracy = (averaged or evaluation).accuracy if test else None
           checkpoints.save(step, state, batches_seen, accuracy)
         if stopping and not last:
           checkpoints.wait()
           raise Stopped(stopping, f"saved {workdir.checkpoints / str(step)}")
-        if test or save:
+        if save:
           progress.restart(step)
     checkpoints.wait()
     best = checkpoints.best
 
   # ----------------------------------------------------------------- result
   if evaluation is None:  # Stopped between the last save and the result.
-    evaluation = evaluate(eval_step, state, builder, config, mesh)
+    evaluation, averaged = evaluate(eval_step, state, test_split, config, mesh)
+  chosen = averaged or evaluation
   results = {
-    "test_accuracy": evaluation.accuracy,
-    "test_correct": evaluation.correct,
-    "test_images": evaluation.images,
-    "test_loss": evaluation.loss,
+    **_test_figures(evaluation, averaged),
+    "test_correct": chosen.correct,
     "steps": step,
     "best_checkpoint": best,
     "checkpoint": step,
@@ -203,19 +277,29 @@ def _train(config, workdir, builder, train_size, test_size, stop):
     "device": f"{mesh.size} × {device.device_kind}",
     "jax": jax.__version__,
   }
-  workdir.write_results(results)
+  with together():
+    if processes.is_first():
+      workdir.write_results(results)
   return results
 
 
-class Stopped(RunError):
-  """A signal ended the run; nothing is lost."""
-
-  def __init__(self, number: int, saved: str):
-    super().__init__(
-      f"{signal.Signals(number).name}: {saved}; the same command goes on from"
-      " there"
-    )
-    self.exit_code = 128 + number
+def _test_figures(evaluation, averaged):
+  """Figures of the weights that count: the moving averages, if there are any,
+  and then the raw ones beside them."""
+  chosen = averaged or evaluation
+  figures = {
+    "test_accuracy": chosen.accuracy,
+    "test_loss": chosen.loss,
+    "test_images": chosen.images,
+  }
+  if averaged:
+    figures |= {
+      "raw_test_accuracy": evaluation.accuracy,
+      "raw_test_loss": evaluation.loss,
+    }
+  if chosen.skipped:
+    figures["test_skipped"] = chosen.skipped
+  return figures
 
 
 class NotFinite(RunError):
@@ -233,31 +317,6 @@ class NotFinite(RunError):
     )
 
 
-class StopSignals:
-  """While open, notes the first SIGTERM or SIGINT in `signal`, an int.
-
-  A second one acts as it would have without.
-  """
-
-  def __enter__(self) -> "StopSignals":
-    self.signal = 0
-    self._before = {}
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._before[number] = signal.signal(number, self._note)
-    return self
-
-  def __exit__(self, *_) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _note(self, number, frame):
-    del frame
-    self.signal = number
-    self.__exit__()
-    _say(f"{signal.Signals(number).name}: leaving as soon as all is saved")
-
-
 def _finite_means(recent, config, checkpoints):
   """Means of the metrics of recent steps; RunError if one is not finite."""
   recent = jax.device_get(recent)
@@ -269,7 +328,3 @@ def _finite_means(recent, config, checkpoints):
     name: float(np.mean([metrics[name] for _, metrics in recent]))
     for name in recent[0][1]
   }
-
-
-def _say(line):
-  print(line, flush=True)

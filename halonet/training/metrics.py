@@ -1,12 +1,15 @@
 """Figures of a run: to TensorBoard, to JSON lines, and to the screen."""
 
+import contextlib
 import json
-import pathlib
 import time
+from collections.abc import Iterator
 
 from clu import metric_writers
+from etils import epath
 
 from halonet.errors import UsageError
+from halonet.training import processes
 from halonet.training.workdir import Workdir
 
 
@@ -19,18 +22,44 @@ class MetricWriter:
     Lines of later steps, from before the run was interrupted, are dropped:
     the same steps are about to be written again.
     """
-    _drop_after(workdir.metrics, step)
-    self._lines = open(workdir.metrics, "a")  # noqa: SIM115  See close.
+    self._path = workdir.metrics
+    self._lines = _lines_until(self._path, step)
+    self._is_local = workdir.is_local
+    if self._is_local:
+      draft = self._path.with_name(f".{self._path.name}.tmp")
+      draft.write_text("".join(self._lines))
+      draft.replace(self._path)
+      self._file = open(self._path, "a")  # noqa: SIM115  See close.
     self._tensorboard = metric_writers.SummaryWriter(str(workdir.tensorboard))
 
   def write(self, step: int, **scalars: float) -> None:
     self._tensorboard.write_scalars(step, scalars)
-    self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
-    self._lines.flush()
+    line = json.dumps({"step": step, **scalars}) + "\n"
+    if self._is_local:
+      self._file.write(line)
+      self._file.flush()
+    else:  # Nothing can be appended to an object of a bucket.
+      self._lines.append(line)
+      self._path.write_text("".join(self._lines))
 
   def close(self) -> None:
     self._tensorboard.close()
-    self._lines.close()
+    if self._is_local:
+      self._file.close()
+
+
+class _NoWriter:
+  """What the processes that write no files have for a MetricWriter."""
+
+  def write(self, step, **scalars):
+    pass
+
+  def close(self):
+    pass
+
+
+def open_writer(workdir: Workdir, step: int) -> MetricWriter | _NoWriter:
+  return MetricWriter(workdir, step) if processes.is_first() else _NoWriter()
 
 
 class Progress:
@@ -42,18 +71,31 @@ class Progress:
 
   def restart(self, step: int) -> None:
     """Begins a stretch after `step` steps."""
-    self._step, self._time = step, time.perf_counter()
+    self._step, self._time, self._waited = step, time.perf_counter(), 0.0
 
-  def rate(self, step: int) -> tuple[float, float]:
-    """Ends a stretch: its images per second, and the seconds to the end."""
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time inside as waiting for input."""
+    started = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - started
+
+  def rate(self, step: int) -> tuple[float, float, float]:
+    """Ends a stretch.
+
+    Returns:
+      Its images per second, the share of its time that went into waiting for
+      input, and the seconds to the end of the training at its pace.
+    """
     seconds = time.perf_counter() - self._time
-    steps = step - self._step
+    steps, waited = step - self._step, self._waited
     self._timed_seconds += seconds
     self._timed_steps += steps
     self.restart(step)
     seconds_per_step = seconds / steps
     return (
       steps * self._batch_size / seconds,
+      waited / seconds,
       seconds_per_step * (self._steps - step),
     )
 
@@ -65,9 +107,9 @@ class Progress:
     return self._timed_steps * self._batch_size / self._timed_seconds
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
+def _lines_until(path: epath.Path, step: int) -> list[str]:
   if not path.exists():
-    return
+    return []
   kept = []
   for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
     if not line.endswith("\n"):
@@ -80,6 +122,4 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
       ) from None
     if keep:
       kept.append(line)
-  draft = path.with_name(f".{path.name}.tmp")
-  draft.write_text("".join(kept))
-  draft.replace(path)
+  return kept

@@ -4,12 +4,29 @@ import jax
 import ml_collections
 import optax
 
+# A config's learning rate is for this many images a step.
+_REFERENCE_BATCH = 256
+
+
+def peak_learning_rate(config: ml_collections.ConfigDict) -> float:
+  """The config's learning rate · batch size / 256.
+
+  Linear scaling, as in "Accurate, Large Minibatch SGD", Goyal et al., 2017,
+  section 2.1.
+  """
+  scale = config.batch_size / _REFERENCE_BATCH
+  return config.optimizer.learning_rate * scale
+
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-  """Linear warm-up from zero to the learning rate, then a cosine to zero."""
+  """Linear warm-up from zero to the peak, then a cosine to zero.
+
+  Returns:
+    A function of the number of steps done before, to the learning rate.
+  """
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
-    peak_value=config.optimizer.learning_rate,
+    peak_value=peak_learning_rate(config),
     warmup_steps=config.optimizer.warmup_steps,
     decay_steps=config.steps,
   )
@@ -18,17 +35,28 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def make_optimizer(
   config: ml_collections.ConfigDict,
 ) -> optax.GradientTransformation:
-  """Builds the optimizer that a checked training config names."""
+  """Builds the optimizer that a checked training config names.
+
+  Gradients are clipped before anything else: neither weight decay nor momentum
+  counts in the norm.
+  """
   optimizer = config.optimizer
   schedule = make_schedule(config)
+  steps = []
+  if optimizer.clip_norm:
+    steps.append(optax.clip_by_global_norm(optimizer.clip_norm))
   if optimizer.name == "adamw":
-    return optax.adamw(
-      schedule, weight_decay=optimizer.weight_decay, mask=is_decayed
+    steps.append(
+      optax.adamw(
+        schedule, weight_decay=optimizer.weight_decay, mask=is_decayed
+      )
     )
-  return optax.chain(
-    optax.add_decayed_weights(optimizer.weight_decay, mask=is_decayed),
-    optax.sgd(schedule, momentum=optimizer.momentum, nesterov=True),
-  )
+  else:
+    steps += [
+      optax.add_decayed_weights(optimizer.weight_decay, mask=is_decayed),
+      optax.sgd(schedule, momentum=optimizer.momentum, nesterov=True),
+    ]
+  return optax.chain(*steps)
 
 
 def is_decayed(params: optax.Params) -> optax.Params:

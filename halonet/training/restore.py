@@ -3,12 +3,12 @@
 import dataclasses
 
 import ml_collections
+import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
 from halonet.errors import UsageError, unknown
 from halonet.training import config as config_lib
-from halonet.training import optimizer as optimizer_lib
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.state import TrainState, abstract_state, make_init
 from halonet.training.workdir import Workdir
@@ -26,7 +26,9 @@ class TrainedModel:
 
   @property
   def variables(self) -> dict:
-    """What `model.apply` takes."""
+    """What `model.apply` takes: the moving averages, if the run kept them."""
+    if self.state.ema is not None:
+      return self.state.ema
     return {
       "params": self.state.params,
       "batch_stats": self.state.batch_stats,
@@ -60,8 +62,13 @@ def restore_model(
 
   labels = workdir.labels()
   model = config_lib.create_model(config, num_classes=len(labels))
-  optimizer = optimizer_lib.make_optimizer(config)
-  init = make_init(model, optimizer, config.data.image_size, mesh)
-  state, _ = checkpoints.restore(step, abstract_state(init, mesh))
+  init = make_init(
+    model,
+    optax.identity(),  # Its state is not read.
+    config.data.image_size,
+    mesh,
+    ema=config.ema_decay > 0,
+  )
+  state = checkpoints.restore_model(step, abstract_state(init, mesh))
   checkpoints.close()
   return TrainedModel(config, labels, model, state, step)

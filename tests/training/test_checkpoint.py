@@ -116,7 +116,7 @@ def test_a_corrupt_checkpoint_is_named(tmp_path):
   checkpoints = Checkpoints(tmp_path, keep=2)
   checkpoints.save(3, make_state(3), 30)
   checkpoints.close()
-  for file in (tmp_path / "3" / "state").rglob("*"):
+  for file in (tmp_path / "3" / "model").rglob("*"):
     if file.is_file() and file.parent.name == "d":
       file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
   with pytest.raises(RunError, match=r"checkpoint .*/3 cannot be read.*Move"):

@@ -90,16 +90,22 @@ def test_json_is_the_identity():
   config = config_lib.load_config(DIGITS)
   again = config_lib.from_json(config_lib.to_json(config))
   assert again.to_dict() == config.to_dict()
-  assert config_lib.differences(config, again) == []
+  assert config_lib.differences(config, again) == ([], [])
 
 
 def test_differences_name_the_fields():
   config = config_lib.load_config(DIGITS)
-  other = config_lib.load_config(DIGITS, ["steps=9999", "model.halo_size=2"])
-  assert config_lib.differences(config, other) == [
-    "model.halo_size: 1 → 2",
-    f"steps: {config.steps} → 9999",
-  ]
+  overrides = ["steps=9999", "model.halo_size=2", "model.remat=block"]
+  other = config_lib.load_config(DIGITS, overrides)
+  assert config_lib.differences(config, other) == (
+    ["model.halo_size: 1 → 2", f"steps: {config.steps} → 9999"],
+    ["model.remat: none → block"],  # A run may go on with that.
+  )
+
+
+def _literal(message):
+  """Parentheses are meant as such."""
+  return message.replace("(", r"\(").replace(")", r"\)")
 
 
 @pytest.mark.parametrize(
@@ -140,11 +146,34 @@ def test_differences_name_the_fields():
     ("model.df=1.5", "config.model: df is 1.5"),
     ("data.image_size=big", "config.data.image_size is 'big'"),
     ("optimizer.learning_rate=-1", "config.optimizer.learning_rate is -1.0"),
+    ("steps=9 weeks", "config.steps is '9 weeks'; it must be a whole number"),
+    ("steps=0 epochs", "config.steps is 0 epochs; it must be at least 1"),
+    ("log_every=-1", "config.log_every is -1; it must be at least 1"),
+    ("data.randaugment_magnitude=11", "randaugment_magnitude is 11.0; it must"),
+    ("data.random_erasing=2", "config.data.random_erasing is 2.0"),
+    ("data.crop_fraction=0", "config.data.crop_fraction is 0.0"),
+    ("data.interpolation=cubic", "did you mean bicubic?"),
+    ("data.image_dtype=float16", "did you mean bfloat16?"),
+    ("data.mixup=-1", "config.data.mixup is -1.0"),
+    ("ema_decay=1", "config.ema_decay is 1.0; it must be at least 0 and below"),
+    (
+      "profile_steps=(3,)",
+      "config.profile_steps is (3,); it must be the first",
+    ),
+    ("profile_steps=(3,2)", "config.profile_steps is (3, 2); it must be the"),
+    ("accumulation_steps=0", "config.accumulation_steps is 0"),
   ],
 )
 def test_wrong_overrides_are_named(override, message):
-  with pytest.raises(UsageError, match=message):
+  with pytest.raises(UsageError, match=_literal(message)):
     config_lib.load_config(DIGITS, [override])
+
+
+def test_a_duration_may_become_another_kind(tmp_path):
+  path = write(tmp_path, "dict(steps='90 epochs', log_every=10)")
+  config = config_lib.load_config(path, ["steps=200", "log_every=2 epochs"])
+  assert (config.steps, config.log_every) == (200, "2 epochs")
+  assert config_lib.load_config(path).steps == "90 epochs"
 
 
 @pytest.mark.parametrize(

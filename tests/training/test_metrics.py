@@ -13,8 +13,10 @@ def read(workdir):
   return [json.loads(line) for line in workdir.metrics.read_text().splitlines()]
 
 
-def test_lines_and_tensorboard_are_written(tmp_path):
+@pytest.mark.parametrize("is_local", [True, False])
+def test_lines_and_tensorboard_are_written(tmp_path, is_local):
   workdir = Workdir(str(tmp_path))
+  workdir.is_local = is_local  # In a bucket, nothing can be appended.
   writer = metrics.MetricWriter(workdir, 0)
   writer.write(1, loss=2.5)
   writer.write(2, loss=1.5, accuracy=0.25)
@@ -27,8 +29,10 @@ def test_lines_and_tensorboard_are_written(tmp_path):
   assert b"accuracy" in events.read_bytes()
 
 
-def test_going_on_drops_what_will_be_written_again(tmp_path):
+@pytest.mark.parametrize("is_local", [True, False])
+def test_going_on_drops_what_will_be_written_again(tmp_path, is_local):
   workdir = Workdir(str(tmp_path))
+  workdir.is_local = is_local
   lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
   workdir.metrics.write_text("".join(lines) + '{"step": 4, "lo')
   writer = metrics.MetricWriter(workdir, 2)
@@ -50,10 +54,12 @@ def test_progress_leaves_out_what_lies_between_stretches(monkeypatch):
   progress = metrics.Progress(steps=100, batch_size=8)
   assert progress.images_per_second == 0
   progress.restart(10)
+  with progress.waiting():
+    now = 1.0
   now = 5.0
-  assert progress.rate(20) == (16.0, 40.0)
+  assert progress.rate(20) == (16.0, 0.2, 40.0)
   now = 1000.0  # An evaluation.
   progress.restart(20)
   now = 1010.0
-  assert progress.rate(30) == (8.0, 70.0)
+  assert progress.rate(30) == (8.0, 0.0, 70.0)
   assert progress.images_per_second == 20 * 8 / 15

@@ -14,6 +14,7 @@ def config(*overrides):
     "configs/digits.py",
     [
       "steps=100",
+      "batch_size=256",
       "optimizer.warmup_steps=10",
       "optimizer.learning_rate=0.5",
       "optimizer.weight_decay=0.01",
@@ -29,6 +30,14 @@ def test_schedule_is_linear_then_a_cosine():
   expected = np.where(steps < 10, 0.05 * steps, cosine)
   actual = np.array([schedule(step) for step in steps])
   np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_learning_rate_is_for_256_images():
+  rates = [
+    optimizer_lib.make_schedule(config(f"batch_size={size}"))(10)
+    for size in (32, 256, 4096)
+  ]
+  np.testing.assert_allclose(rates, [0.5 / 8, 0.5, 8.0], rtol=1e-6)
 
 
 def test_decay_is_for_kernels_alone():
@@ -47,38 +56,64 @@ def leaves(tree):
   return jax.tree_util.tree_leaves_with_path(tree)
 
 
-def test_sgd_is_nesterov_with_decay():
-  optimizer = optimizer_lib.make_optimizer(config())
-  schedule = optimizer_lib.make_schedule(config())
+def descend(optimizer, gradient_of, steps):
+  """Parameters after some steps, as float32 leaves them."""
   params = {"kernel": jnp.array([1.0, -2.0]), "scale": jnp.array([3.0])}
   state = optimizer.init(params)
-  expected = {name: np.array(x, np.float64) for name, x in params.items()}
-  velocity = dict.fromkeys(params, 0.0)
-  for step in range(20):
-    gradients = {name: jnp.cos(x + step) for name, x in params.items()}
+  for step in range(steps):
+    gradients = {name: gradient_of(x, step) for name, x in params.items()}
     updates, state = optimizer.update(gradients, state, params)
     params = {name: params[name] + updates[name] for name in params}
+  return params
+
+
+def wave(x, step):
+  return jnp.cos(x + step)
+
+
+def sgd(gradient_of, clip_norm=np.inf):
+  """Twenty steps of Nesterov's method from its formulas, in float64."""
+  schedule = optimizer_lib.make_schedule(config())
+  params = {"kernel": np.array([1.0, -2.0]), "scale": np.array([3.0])}
+  velocity = dict.fromkeys(params, 0.0)
+  for step in range(20):
     rate = float(schedule(step))
+    gradients = {name: gradient_of(x, step) for name, x in params.items()}
+    norm = np.sqrt(sum((x**2).sum() for x in gradients.values()))
     for name, decay in (("kernel", 0.01), ("scale", 0.0)):
-      gradient = np.cos(expected[name] + step) + decay * expected[name]
+      gradient = gradients[name] * min(1, clip_norm / norm)
+      gradient = gradient + decay * params[name]
       velocity[name] = 0.9 * velocity[name] + gradient
-      expected[name] -= rate * (gradient + 0.9 * velocity[name])
-  for name in params:
-    np.testing.assert_allclose(params[name], expected[name], rtol=1e-4)
+      params[name] = params[name] - rate * (gradient + 0.9 * velocity[name])
+  return params
+
+
+def close(actual, expected):
+  for name in expected:
+    np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4)
+
+
+def test_sgd_is_nesterov_with_decay():
+  optimizer = optimizer_lib.make_optimizer(config())
+  close(descend(optimizer, wave, 20), sgd(lambda x, step: np.cos(x + step)))
+
+
+def test_clipping_is_by_the_norm_of_all_gradients_before_decay():
+  # The norm is between about 0.7 and 1.7: some steps are clipped, some not.
+  optimizer = optimizer_lib.make_optimizer(config("optimizer.clip_norm=1.2"))
+  clipped = sgd(lambda x, step: np.cos(x + step), clip_norm=1.2)
+  free = sgd(lambda x, step: np.cos(x + step))
+  close(descend(optimizer, wave, 20), clipped)
+  assert abs(clipped["kernel"] - free["kernel"]).max() > 0.1
 
 
 def test_adamw_decays_apart_from_the_gradient():
   optimizer = optimizer_lib.make_optimizer(config("optimizer.name=adamw"))
   schedule = optimizer_lib.make_schedule(config())
-  params = {"kernel": jnp.array([1.0, -2.0]), "scale": jnp.array([3.0])}
-  state = optimizer.init(params)
-  expected = {name: np.array(x, np.float64) for name, x in params.items()}
-  first = dict.fromkeys(params, 0.0)
-  second = dict.fromkeys(params, 0.0)
+  expected = {"kernel": np.array([1.0, -2.0]), "scale": np.array([3.0])}
+  first = dict.fromkeys(expected, 0.0)
+  second = dict.fromkeys(expected, 0.0)
   for step in range(20):
-    gradients = {name: jnp.cos(x + step) for name, x in params.items()}
-    updates, state = optimizer.update(gradients, state, params)
-    params = {name: params[name] + updates[name] for name in params}
     rate = float(schedule(step))
     for name, decay in (("kernel", 0.01), ("scale", 0.0)):
       gradient = np.cos(expected[name] + step)
@@ -87,6 +122,5 @@ def test_adamw_decays_apart_from_the_gradient():
       mean = first[name] / (1 - 0.9 ** (step + 1))
       variance = second[name] / (1 - 0.999 ** (step + 1))
       change = mean / (np.sqrt(variance) + 1e-8) + decay * expected[name]
-      expected[name] -= rate * change
-  for name in params:
-    np.testing.assert_allclose(params[name], expected[name], rtol=1e-4)
+      expected[name] = expected[name] - rate * change
+  close(descend(optimizer, wave, 20), expected)

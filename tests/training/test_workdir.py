@@ -49,8 +49,8 @@ def test_an_unwritable_folder_is_refused(tmp_path, small_config):
   (tmp_path / "file").write_text("")
   with pytest.raises(UsageError, match="cannot be written: Not a directory"):
     Workdir(str(tmp_path / "file" / "run")).claim(small_config()).__enter__()
-  with pytest.raises(UsageError, match="must be a local folder"):
-    Workdir("gs://bucket/run")
+  with pytest.raises(UsageError, match="must be a local folder or gs://BUCK"):
+    Workdir("s3://bucket/run")
 
 
 def test_a_damaged_config_is_named(tmp_path, small_config):
@@ -86,3 +86,39 @@ def test_small_files_come_back(tmp_path):
   assert workdir.results() == {"steps": 3}
   assert workdir.labels() == ["cat", "dog"]
   assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+
+
+def test_what_is_not_learned_may_change(tmp_path, small_config):
+  workdir = Workdir(str(tmp_path))
+  with workdir.claim(small_config()) as changed:
+    assert not changed
+    workdir.write_config(small_config())
+  with workdir.claim(small_config("log_every=3")) as changed:
+    assert changed == ["log_every: 1 → 3"]
+
+
+def test_other_data_is_refused(tmp_path):
+  workdir = Workdir(str(tmp_path))
+  workdir.check_data({"training files": "3, abc"})  # It has none yet.
+  workdir.write_data({"training files": "3, abc", "classes": "2, d"})
+  workdir.check_data({"training files": "3, abc", "classes": "2, d"})
+  with pytest.raises(UsageError, match=r"the training files are not .*2, abd"):
+    workdir.check_data({"training files": "2, abd", "classes": "2, d"})
+
+
+def test_an_empty_folder_inside_is_no_strangers_work(tmp_path, small_config):
+  (tmp_path / "checkpoints").mkdir()
+  with Workdir(str(tmp_path)).claim(small_config()):
+    pass
+
+
+def test_a_bucket_is_written_without_locks_and_renames(tmp_path, small_config):
+  # A folder in place of the bucket: no bucket can be reached from a test.
+  workdir = Workdir("gs://bucket/run")
+  assert not workdir.is_local and str(workdir.metrics).startswith("gs://bucket")
+  workdir = Workdir(str(tmp_path))
+  workdir.is_local = False
+  with workdir.claim(small_config()), workdir.claim(small_config()):
+    workdir.write_config(small_config())
+  assert workdir.config().to_dict() == small_config().to_dict()
+  assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

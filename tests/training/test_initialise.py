@@ -1,0 +1,307 @@
+"""Weights to begin with: what is changed, what is refused, where from."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from halonet.errors import UsageError
+from halonet.interop import pretrained
+from halonet.models.registry import create_model
+from halonet.training import config as config_lib
+from halonet.training import initialise
+from halonet.training import optimizer as optimizer_lib
+from halonet.training.restore import restore_model
+from halonet.training.state import TrainState, make_init, make_mesh
+
+SMALL = dict(depths=(1, 1), heads=(2, 2), base_width=8, num_classes=5)
+# Both operators whose tables differ, in timm's way.
+TIMM = SMALL | dict(operators=("h", "g"), block_size=4, halo_size=1)
+
+
+def draw(model, seed=0):
+  """Drawn variables, no two alike, by path."""
+  rng = np.random.default_rng(seed)
+  images = np.zeros((1, 32, 32, 3), np.float32)
+  return jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32),
+    dict(jax.eval_shape(model.init, jax.random.key(0), images)),
+  )
+
+
+def flat(tree):
+  return traverse_util.flatten_dict(jax.device_get(tree), sep="/")
+
+
+def transfer(source, target, seeds=(0, 1)):
+  """Between two drawn models; gives all three by path, and the notes."""
+  trees = [
+    draw(model, seed)
+    for model, seed in zip((source, target), seeds, strict=True)
+  ]
+  result, notes = initialise.transfer(*trees, source.spec, target.spec)
+  assert jax.tree.structure(result) == jax.tree.structure(trees[1])
+  return *map(flat, trees), flat(result), notes
+
+
+def resize(table, offsets):
+  """By numpy's own interpolation, a column at a time."""
+  old, new = len(table) // 2, offsets // 2
+  places = [o * old / new if new else 0.0 for o in range(-new, new + 1)]
+  columns = [np.interp(places, np.arange(-old, old + 1), c) for c in table.T]
+  return np.stack(columns, axis=1)
+
+
+@pytest.mark.parametrize("old", [1, 3, 5, 13, 21])
+@pytest.mark.parametrize("new", [1, 3, 9, 13, 27])
+def test_tables_are_interpolated_about_offset_zero(old, new):
+  table = np.random.default_rng(0).normal(size=(old, 3)).astype(np.float32)
+  resized = initialise.resize_table(table, new)
+  assert resized.shape == (new, 3) and resized.dtype == np.float32
+  np.testing.assert_allclose(resized, resize(table, new), atol=1e-6)
+  np.testing.assert_array_equal(resized[new // 2], table[old // 2])
+  mirrored = initialise.resize_table(table[::-1], new)
+  np.testing.assert_array_equal(mirrored, resized[::-1])
+  if old == new:
+    np.testing.assert_array_equal(resized, table)
+  if new > 1:
+    np.testing.assert_array_equal(resized[[0, -1]], table[[0, -1]])
+
+
+@pytest.mark.parametrize("new", [3, 9, 13, 27])
+def test_a_linear_table_stays_linear(new):
+  table = np.arange(-6.0, 7.0)[:, None] * np.array([1.0, -2.0]) + 3.0
+  offsets = np.arange(new) - new // 2
+  expected = offsets[:, None] * 6 / (new // 2) * np.array([1.0, -2.0]) + 3.0
+  np.testing.assert_allclose(
+    initialise.resize_table(table, new), expected, atol=1e-12
+  )
+
+
+def test_the_same_model_takes_all_as_it_is():
+  model = create_model("halonet_h1", **SMALL)
+  source, _, result, notes = transfer(model, model)
+  assert notes == []
+  for path, array in result.items():
+    np.testing.assert_array_equal(array, source[path], err_msg=path)
+
+
+def test_another_head_is_left_as_drawn_and_said():
+  source, target, result, notes = transfer(
+    create_model("halonet_h1", **SMALL),
+    create_model("halonet_h1", **SMALL | dict(num_classes=7)),
+  )
+  assert notes == ["The classifier is drawn afresh: 7 classes in place of 5"]
+  for path, array in result.items():
+    origin = target if "classifier" in path else source
+    np.testing.assert_array_equal(array, origin[path], err_msg=path)
+
+
+def test_another_block_and_halo_resize_the_tables_alone():
+  source, _, result, notes = transfer(
+    create_model("halonet_h1", **SMALL, block_size=4, halo_size=1),
+    create_model("halonet_h1", **SMALL, block_size=5, halo_size=3),
+  )
+  assert notes == ["4 relative tables are resized from 9 to 15 offsets"]
+  for path, array in result.items():
+    expected = source[path]
+    if "relative" in path:
+      expected = resize(expected, 15)
+    np.testing.assert_allclose(array, expected, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("block_size, halo_size", [(6, 2), (2, 2), (3, 1)])
+def test_timms_tables_are_resized_where_they_are_alive(block_size, halo_size):
+  """Also where as many rows are others: 2·4 + 4·1 − 1 = 2·2 + 4·2 − 1."""
+  other = dict(block_size=block_size, halo_size=halo_size, global_size=6)
+  source, _, result, notes = transfer(
+    create_model("halonet26t", **TIMM),
+    create_model("halonet26t", **TIMM | other),
+  )
+  live = 2 * (block_size + halo_size) - 1
+  for axis in ("height", "width"):
+    path = f"params/stage1_block1/attention/relative_{axis}"
+    dead = 2 * halo_size
+    assert (result[path][:dead] == 0).all()
+    np.testing.assert_allclose(
+      result[path][dead:], resize(source[path][2:], live), atol=1e-6
+    )
+    # Global attention's have no dead rows.
+    path = f"params/stage2_block1/attention/relative_{axis}"
+    np.testing.assert_allclose(
+      result[path], resize(source[path], 11), atol=1e-6
+    )
+  assert sorted(notes) == [
+    "2 relative tables are resized from 15 to 11 offsets",
+    f"2 relative tables are resized from 9 to {live} offsets",
+  ]
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    (dict(base_width=16), r"key/kernel is \(8, 2, 4\), not \(16, 2, 8\)"),
+    (dict(base_width=16), r"; and \d+ more"),
+    (dict(depths=(1, 2)), r"stage2_block2/\S+ \(.*\) is missing"),
+    (dict(df=4), r"final/kernel \(16, 4\) is missing"),
+    (dict(df=4), r"classifier/kernel is \(16, 5\), not \(4, 5\)"),
+    (dict(heads=(4, 2)), r"relative_height is \(21, 2\), not \(21, 1\)"),
+    (dict(operators=("c", "h")), r"attention/\S+ \([\d, ]+\) is unexpected"),
+  ],
+)
+def test_what_does_not_fit_is_named(fields, message):
+  source = create_model("halonet_h1", **SMALL)
+  target = create_model("halonet_h1", **SMALL | fields)
+  with pytest.raises(UsageError, match=message) as caught:
+    transfer(source, target)
+  assert str(caught.value).startswith("the weights do not fit config.model: ")
+  assert "\n" not in str(caught.value)
+  assert str(caught.value).count(";") <= 5
+
+
+def initial_state(config, num_classes):
+  """The fresh state and the one to begin with, by path, and the notes."""
+  mesh = make_mesh()
+  model = config_lib.create_model(config, num_classes)
+  draw_state = make_init(
+    model,
+    optimizer_lib.make_optimizer(config),
+    config.data.image_size,
+    mesh,
+    ema=config.ema_decay > 0,
+  )
+  fresh = draw_state(config.seed)
+  state, notes = initialise.initial_state(config, model, fresh, mesh)
+  assert shapes(state) == shapes(fresh)
+  return fresh, state, notes
+
+
+def shapes(state):
+  return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state)
+
+
+def variables_of(state):
+  return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def test_a_run_at_another_size_with_another_block(trained, small_config):
+  workdir, _ = trained
+  config = small_config(
+    f"init_from={workdir}",
+    "data.image_size=24",
+    "model.block_size=3",
+    "model.halo_size=2",
+    "ema_decay=0.9",
+  )
+  fresh, state, notes = initial_state(config, num_classes=4)
+  assert notes == [
+    f"Weights from {workdir}",
+    "The classifier is drawn afresh: 4 classes in place of 10",
+    "4 relative tables are resized from 5 to 9 offsets",
+  ]
+  source = flat(restore_model(str(workdir), make_mesh()).variables)
+  for path, array in flat(variables_of(state)).items():
+    if "classifier" in path:
+      expected = flat(variables_of(fresh))[path]
+    elif "relative" in path:
+      expected = resize(source[path], 9)
+    else:
+      expected = source[path]
+    np.testing.assert_allclose(array, expected, atol=1e-6, err_msg=path)
+  jax.tree.map(np.testing.assert_array_equal, state.ema, variables_of(state))
+  for leaf in [*jax.tree.leaves(state.opt_state), state.step]:
+    assert not np.any(np.asarray(leaf))
+  # The training step consumes the state, so no array may be there twice.
+  consume = jax.jit(
+    lambda x: jax.tree.map(lambda y: y + 1, x), donate_argnums=0
+  )
+  before = jax.tree.map(np.array, state)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(x, y + 1), consume(state), before
+  )
+
+
+@pytest.fixture
+def weights(tmp_path):
+  """A file of timm's, of a model as its name has it but for its size."""
+  model = create_model("halonet26t", **TIMM | dict(block_size=8, halo_size=2))
+  variables = draw(model)
+  path = tmp_path / "weights.safetensors"
+  pretrained.save_timm(path, variables, model)
+  return str(path), flat(variables)
+
+
+def begin(init_from, name="halonet26t", **fields):
+  model = create_model(name, **TIMM | fields)
+  config = ml_collections.ConfigDict(
+    dict(init_from=init_from, model=dict(name=name))
+  )
+  mesh = make_mesh()
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32), opt_state=(), **draw(model, seed=1)
+  )
+  state, notes = initialise.initial_state(config, model, state, mesh)
+  return flat(variables_of(state)), notes
+
+
+def test_timms_weights_from_a_file(weights):
+  path, source = weights
+  # The file has the tables of the name's block and halo; the model has not.
+  result, notes = begin(path, num_classes=3)
+  assert notes[1:] == [
+    "The classifier is drawn afresh: 3 classes in place of 5",
+    "2 relative tables are resized from 19 to 9 offsets",
+  ]
+  table = "params/stage1_block1/attention/relative_width"
+  np.testing.assert_allclose(
+    result[table][2:], resize(source[table][4:], 9), atol=1e-6
+  )
+  kernel = "params/stage2_block1/expand/kernel"
+  np.testing.assert_array_equal(result[kernel], source[kernel])
+
+
+def test_timms_weights_with_tables_of_the_config(tmp_path):
+  model = create_model("halonet26t", **TIMM)
+  path = tmp_path / "own.safetensors"
+  pretrained.save_timm(path, draw(model), model)
+  result, notes = begin(str(path))
+  assert notes == [f"Weights from {path}"]
+  for name, array in flat(draw(model)).items():
+    np.testing.assert_array_equal(result[name], array, err_msg=name)
+
+
+def test_timms_own_weights_are_asked_for_by_name(weights, monkeypatch):
+  asked = []
+
+  def download(*words):
+    asked.append(words)
+    return weights[0]
+
+  monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+  begin("timm")
+  begin("hf-hub:me/mine")
+  assert asked == [
+    ("timm/halonet26t.a1h_in1k", "model.safetensors"),
+    ("me/mine", "model.safetensors"),
+  ]
+
+
+def test_bad_sources_are_named(weights, tmp_path):
+  path, _ = weights
+  for words, fields, message in (
+    ((path,), dict(base_width=16), "config.init_from is .* do not fit"),
+    ((path, "halonet_h1"), {}, "timm has no weights of halonet_h1; name the"),
+    (
+      ("timm", "halonet_h1_timm"),
+      {},
+      "timm publishes no weights of halonet_h1",
+    ),
+    (("none.safetensors",), {}, "is none.safetensors: .*there is no file none"),
+    ((str(tmp_path),), {}, f"is {tmp_path}: .* is not the folder of a run"),
+  ):
+    with pytest.raises(UsageError, match=message) as caught:
+      begin(*words, **fields)
+    assert str(caught.value).startswith("config.init_from is ")
+    assert "--workdir" not in str(caught.value)
