@@ -1,0 +1,176 @@
+"""Every config: loaded, built, stepped once without computing; its commands."""
+
+import functools
+import importlib.util
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+
+from halonet.errors import UsageError
+from halonet.models.registry import get_entry, list_models
+from halonet.training import checks, durations
+from halonet.training import config as config_lib
+from halonet.training import optimizer as optimizer_lib
+from halonet.training.state import (
+  abstract_batch,
+  abstract_state,
+  make_init,
+  make_mesh,
+)
+from halonet.training.step import make_train_step
+
+FILES = [
+  "configs/digits.py",
+  *map(str, pathlib.Path("configs").rglob("*/*.py")),
+]
+
+
+IMAGENET = 1_281_167  # Images in its training split.
+
+
+def module_of(path):
+  spec = importlib.util.spec_from_file_location("config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+MODULES = {path: module_of(path) for path in sorted(FILES)}
+SOURCES = [
+  f"{path}:{variant}" if variant else path
+  for path, module in MODULES.items()
+  for variant in getattr(module, "VARIANTS", [""])
+]
+COMMANDS = [
+  command
+  for module in MODULES.values()
+  for command in re.findall(
+    r"scripts/train\.sh.*", module.__doc__.replace("\\\n", "")
+  )
+]
+
+
+@pytest.fixture
+def fast():
+  """Shapes of arrays are checked in other tests."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@functools.cache
+def abstract_step(text):
+  """Shapes of the state before a step, of that after it, and of the metrics.
+
+  Of the blocks of a stage the second stands for all that follow: they are the
+  same again, and hundreds of blocks take minutes to trace.
+  """
+  config = config_lib.from_json(text)
+  config.model.depths = tuple(min(depth, 2) for depth in config.model.depths)
+  mesh = make_mesh()
+  model = config_lib.create_model(config, num_classes=1000)
+  optimizer = optimizer_lib.make_optimizer(config)
+  init = make_init(
+    model, optimizer, config.data.image_size, mesh, ema=config.ema_decay > 0
+  )
+  state = abstract_state(init, mesh)
+  step = make_train_step(model, optimizer, config, mesh)
+  return state, *jax.eval_shape(step, state, abstract_batch(config, mesh))
+
+
+def what_the_step_sees(config):
+  """Makes configs equal whose steps have the same shapes."""
+  config = config_lib.from_json(config_lib.to_json(config))
+  config.data.randaugment_layers = 0
+  config.data.randaugment_magnitude = 0.0
+  config.data.crop_fraction = 1.0
+  config.label_smoothing = 0.1
+  return config_lib.to_json(config)
+
+
+def shapes(tree):
+  return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_step(source, fast):
+  config = config_lib.load_config(source)
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+  config = durations.in_steps(config, IMAGENET)
+  checks.check(config)
+  for devices in (8, 32, 128):
+    if devices > config.batch_size:
+      continue
+    # As the docstrings say: 32 images at once, or fewer.
+    config.accumulation_steps = max(
+      config.batch_size // devices // max(config.model.batch_norm_group, 32), 1
+    )
+    checks.check_devices(config, devices)
+  config.accumulation_steps = 1
+  before, after, metrics = abstract_step(what_the_step_sees(config))
+  assert shapes(after) == shapes(before)
+  assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
+  for leaf in jax.tree.leaves(before.params):
+    assert leaf.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_in_docstrings(command):
+  options = dict(
+    word.removeprefix("--").split("=", 1)
+    for word in command.split()
+    if word.startswith("--")
+  )
+  source = options.pop("config", "configs/digits.py")
+  options.pop("workdir", None)
+  overrides = []
+  for option, value in options.items():
+    assert option.startswith("config."), command
+    overrides.append(f"{option.removeprefix('config.')}={value}")
+  config_lib.load_config(source, overrides)
+
+
+def test_every_file_has_a_command():
+  for path, module in MODULES.items():
+    if path != "configs/digits.py":  # It is what comes without --config.
+      assert f"scripts/train.sh --config={path}" in module.__doc__
+    for variant in getattr(module, "VARIANTS", []):
+      # Of the components, a line holds the two networks' figures.
+      row = variant.removeprefix("halonet50").removeprefix("resnet50")
+      assert not row or re.search(rf"^  {row} ", module.__doc__, re.M), variant
+      with pytest.raises(ValueError, match=f"'' is none of .*{variant}"):
+        module.get_config()
+
+
+def test_an_unknown_argument_is_answered_in_one_line():
+  with pytest.raises(UsageError, match="'h8' is none of h0, h1, .*") as caught:
+    config_lib.load_config("configs/imagenet/halonet.py:h8")
+  assert "\n" not in str(caught.value)
+
+
+def test_every_model_of_the_paper_has_a_config():
+  """At the size of its table."""
+  trained = set()
+  for source in SOURCES:
+    config = config_lib.load_config(source)
+    trained.add(config.model.name)
+    if "imagenet" in source and "finetune" not in source:
+      size = get_entry(config.model.name).image_size
+      assert config.data.image_size == size, source
+  families = list_models("halonet_h?"), list_models("halonet_h7_conv*")
+  families += list_models("halonet50*"), list_models("halonet_h4_base128*")
+  ours = {name for family in families for name in family}
+  ours -= {"halonet50ts"}  # timm's.
+  assert ours <= trained
+
+
+def test_the_papers_learning_rate():
+  """SASA, A.2: 1.6 for 4096 images, after 10 of 130 epochs."""
+  config = config_lib.load_config("configs/imagenet/resnet50.py")
+  rate = config.optimizer.learning_rate * config.batch_size / 256
+  assert rate == pytest.approx(1.6)
+  assert config.batch_size == 128 * config.model.batch_norm_group
