@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items):
   """Puts the tests with whole runs first, and them on one worker: they share
   runs, and would be the last to end."""
   for item in items:
-    if {"trained", "eight", "pair"} & set(item.fixturenames):
+    if {"trained", "eight"} & set(item.fixturenames):
       item.add_marker(pytest.mark.xdist_group("runs"))
   items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
@@ -157,10 +157,10 @@ def run_command(*arguments, devices=1):
   )
 
 
-def run_processes(*arguments, workdirs=(None, None)):
+def run_processes(*arguments, extra=((), ())):
   """Starts two processes of four devices each that train together.
 
-  Each may get a `--workdir` of its own.
+  Each may get arguments of its own.
   """
   with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
@@ -168,13 +168,13 @@ def run_processes(*arguments, workdirs=(None, None)):
   return [
     run_command(
       *arguments,
-      *([f"--workdir={workdir}"] if workdir else []),
+      *own,
       f"--coordinator=127.0.0.1:{port}",
       "--processes=2",
       f"--process={index}",
       devices=4,
     )
-    for index, workdir in enumerate(workdirs)
+    for index, own in enumerate(extra)
   ]
 
 

@@ -127,6 +127,29 @@ def test_sigterm_saves_and_leaves(trained, tmp_path, data_dir):
   assert_same_run(workdir, trained[0])
 
 
+@pytest.mark.slow  # Parts equal the whole in test_step.py, too.
+def test_it_goes_on_in_more_parts(trained, tmp_path, data_dir):
+  """With less memory for a device: the same images at the same steps."""
+  workdir = tmp_path / "run"
+  overrides = ["model.batch_norm_group=32"]
+  words = arguments(data_dir, workdir, *overrides)
+  process = run_command(*words, "--config.log_every=1")
+  wait_for(process, "step 7/24")
+  process.send_signal(signal.SIGTERM)
+  finish(process)
+  code, output = finish(run_command(*words, "--config.accumulation_steps=4"))
+  assert code == 0, output
+  assert "Changed since this run began: config.accumulation_steps: 1" in output
+  whole = tmp_path / "whole"
+  code, output = finish(run_command(*arguments(data_dir, whole, *overrides)))
+  assert code == 0, output
+  np.testing.assert_allclose(
+    [losses(workdir)[step] for step in range(1, 25)],
+    [losses(whole)[step] for step in range(1, 25)],
+    rtol=1e-4,  # Rounding, which descent amplifies.
+  )
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_compiling_leaves_in_order(tmp_path, data_dir, number):
   workdir = tmp_path / "run"

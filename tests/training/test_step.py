@@ -320,6 +320,7 @@ def test_a_batch_can_be_learnt_by_heart():
   assert metrics["loss"] < 0.1 and metrics["accuracy"] == 1.0
 
 
+@pytest.mark.slow  # tests/test_train.py trains on eight devices, too.
 def test_eight_devices_compute_what_one_does(small_config):
   config = small_config(
     "optimizer.warmup_steps=0",
