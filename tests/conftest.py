@@ -55,6 +55,17 @@ def unchecked_shapes():
   jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture
+def processes(monkeypatch):
+  """Makes this process one of several."""
+
+  def become(index, count):
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+
+  return become
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
   """The embedded digits as TFDS records on disk, prepared once."""

@@ -105,8 +105,8 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
   mesh = make_mesh()
   device = mesh.devices.flat[0]
   say(
-    f"Devices: {mesh.size} × {device.device_kind} ({device.platform}), in"
-    f" {jax.process_count()} processes\n"
+    f"Devices: {mesh.size} × {device.device_kind} ({device.platform}), of"
+    f" {jax.process_count()} process{'es' * (jax.process_count() > 1)}\n"
     f"Data: {source.name} in {source.location}: {train_split.size} images to"
     f" train on, {test_split.size} to test on, {len(source.labels)} classes"
   )

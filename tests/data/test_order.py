@@ -11,17 +11,6 @@ import tensorflow as tf
 from halonet.data import order, sources
 
 
-@pytest.fixture
-def processes(monkeypatch):
-  """Makes this process one of several."""
-
-  def become(index, count):
-    monkeypatch.setattr(jax, "process_index", lambda: index)
-    monkeypatch.setattr(jax, "process_count", lambda: count)
-
-  return become
-
-
 def shards(sizes, skip=0):
   """A split of invented shards, whose examples say where they are from."""
 

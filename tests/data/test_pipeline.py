@@ -42,17 +42,6 @@ def photo_config(small_config, photos):
   return make
 
 
-@pytest.fixture
-def processes(monkeypatch):
-  """Makes this process one of several."""
-
-  def become(index, count):
-    monkeypatch.setattr(jax, "process_index", lambda: index)
-    monkeypatch.setattr(jax, "process_count", lambda: count)
-
-  return become
-
-
 def take(split, config, count, start=0):
   batches = pipeline.train_batches(split, config, start=start)
   return list(itertools.islice(batches, count))
