@@ -55,6 +55,13 @@ def stream(split, config, steps, start=0):
   start=st.integers(0, 5),
   skip=st.integers(0, 3),
 )
+@hypothesis.example(  # Four lanes, which begin within files.
+  sizes=[5, 3, 7, 11, 2, 9, 13, 4, 6, 8, 1, 3, 7, 7, 7, 7, 7],
+  batch_size=12,
+  buffer=40,
+  start=5,
+  skip=2,
+)
 def test_any_number_of_processes_reads_the_same_stream(
   sizes, batch_size, buffer, start, skip
 ):
