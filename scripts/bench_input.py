@@ -2,9 +2,10 @@
 
   python scripts/bench_input.py FOLDER [--image_size=256]
 
-FOLDER holds JPEGs, at any depth. The pipelines take turns, each on all cores
-that this process may use (`taskset -c 0-3 python …` leaves it four), for some
-seconds in each of three rounds; the medians are compared:
+FOLDER holds JPEGs, at any depth. Each pipeline has processes of its own, and
+all cores that this process may use (`taskset -c 0-3 python …` leaves it four),
+while the others rest: they take turns, for some seconds in each of three
+rounds. The medians are compared:
 
   bare           this project's fused decoding and random cropping, and the
                  resize, and nothing else: the least that training needs.
@@ -12,34 +13,42 @@ seconds in each of three rounds; the medians are compared:
                  shuffled, decoded, cropped, resized, flipped, RandAugment(2,
                  10), in batches of 64, normalised to float32.
   full bfloat16  the same, normalised to bfloat16.
-  Pillow         the same images as of full, with Pillow and NumPy in worker
-                 processes. Every JPEG is decoded whole, as torchvision and
-                 timm do. The images stay in the workers: neither batching nor
-                 sending them to the trainer is counted.
+  Pillow         the same as full, with Pillow and NumPy, in one worker process
+                 per core. Every JPEG is decoded whole, as torchvision and timm
+                 do. A worker normalises its images into their places in a batch
+                 in shared memory, two batches in turn: nothing is sent.
   Pillow draft   the same; but, as in bare and full, a JPEG is decoded at a
                  reduced size (Pillow's draft mode) where the crop is twice as
                  large as needed.
 
-The files are read before, so all of them come from the system's file cache as
-long as there is memory for it. The time before a pipeline runs steadily does
-not count.
+An image counts when its batch is delivered. A process's rate is that between
+two deliveries, the last of the warm-up and the last of the seconds, so that no
+part of a batch is lost or won. The warm-up before each count covers the start,
+and what was buffered during the rest. The files are read before: they come from
+the system's file cache as long as there is memory for it.
 """
 
-# No TensorFlow and no JAX up here: Pillow's workers read this module as well.
+# No TensorFlow up here: Pillow's workers read this module as well.
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
 import random
+import signal
 import statistics
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+
+from halonet.errors import RunError, UsageError
 
 ROUNDS = 3
 WARM_UP_SECONDS = 1.5
@@ -52,21 +61,13 @@ GREY = (128, 128, 128)  # What pixels from outside of an image become.
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  form = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
   parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER")
   parser.add_argument("--image_size", type=int, default=256, metavar="PIXELS")
-  parser.add_argument(
-    "--seconds",
-    type=float,
-    default=10.0,
-    help=f"per pipeline and round, of {ROUNDS} rounds (default: 10)",
-  )
-  parser.add_argument(
-    "--json", type=pathlib.Path, metavar="FILE", help="also write it here"
-  )
+  seconds = f"per pipeline and round, of {ROUNDS} rounds (default: 10)"
+  parser.add_argument("--seconds", type=float, default=10.0, help=seconds)
+  parser.add_argument("--json", type=pathlib.Path, help="also write it here")
   arguments = parser.parse_args()
   for name in ("image_size", "seconds"):
     if getattr(arguments, name) <= 0:
@@ -74,12 +75,12 @@ def main() -> None:
 
   cores = len(os.sched_getaffinity(0))
   files, size = read_files(arguments.folder)
-  print(
-    f"{len(files)} JPEGs of {size / len(files) / 1e3:.0f} kB on average;"
-    f" {cores} cores; {arguments.image_size} pixels",
-    flush=True,
-  )
+  about = f"{len(files)} JPEGs of {size / len(files) / 1e3:.0f} kB on average"
+  print(f"{about}; {cores} cores; {arguments.image_size} pixels", flush=True)
+  # For the processes: several cannot share an accelerator.
+  os.environ["JAX_PLATFORMS"] = "cpu"
   rates = measure(files, arguments)
+  medians = {name: statistics.median(rates[name]) for name in rates}
   result = dict(
     folder=str(arguments.folder),
     images=len(files),
@@ -88,11 +89,8 @@ def main() -> None:
     cores=cores,
     seconds=arguments.seconds,
     rounds=rates,
-    images_per_second={
-      name: statistics.median(values) for name, values in rates.items()
-    },
+    images_per_second=medians,
   )
-  medians = result["images_per_second"]
   result["full_to_bare"] = medians["full"] / medians["bare"]
   result["full_to_pillow"] = medians["full"] / medians["Pillow"]
   result["full_to_pillow_draft"] = medians["full"] / medians["Pillow draft"]
@@ -103,13 +101,7 @@ def main() -> None:
 
 
 def read_files(folder: pathlib.Path) -> tuple[list[str], int]:
-  """Finds and reads JPEGs, at most `MAX_FILES`: their paths and total bytes.
-
-  Raises:
-    UsageError: if there is none.
-  """
-  from halonet.errors import UsageError
-
+  """Reads JPEGs: at most `MAX_FILES` paths, all bytes; UsageError if none."""
   if not folder.is_dir():
     raise UsageError(f"there is no folder {folder}")
   paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -131,26 +123,29 @@ def measure(
   files: list[str], arguments: argparse.Namespace
 ) -> dict[str, list[float]]:
   """Runs the pipelines in turns: images per second of each in every round."""
-  with (
-    pillow_workers(files, arguments, draft=False) as whole,
-    pillow_workers(files, arguments, draft=True) as draft,
-  ):
-    pipelines = tensorflow_pipelines(files, arguments)
-    pipelines |= {"Pillow": whole, "Pillow draft": draft}
-    rates = {name: [] for name in pipelines}
+  cores, partial = len(os.sched_getaffinity(0)), functools.partial
+  pipelines = {
+    "bare": (bare_batches, 1),
+    "full": (partial(train_batches, image_dtype="float32"), 1),
+    "full bfloat16": (partial(train_batches, image_dtype="bfloat16"), 1),
+    "Pillow": (partial(pillow_batches, draft=False), cores),
+    "Pillow draft": (partial(pillow_batches, draft=True), cores),
+  }
+  with contextlib.ExitStack() as stack:
+    meters = {}
+    for name, (make, processes) in pipelines.items():
+      make = partial(make, files, arguments.image_size)
+      meters[name] = stack.enter_context(started(name, make, processes))
+    rates = {name: [] for name in meters}
+    warm_up = min(WARM_UP_SECONDS, arguments.seconds)
     print("Warming up", flush=True)
-    for count_for in pipelines.values():  # Compiles, and starts all threads.
-      count_for(arguments.seconds)
+    for rate in meters.values():  # Compiles, and starts all threads.
+      rate(warm_up, arguments.seconds)
     for number in range(ROUNDS):
-      for name, count_for in pipelines.items():
-        count_for(min(WARM_UP_SECONDS, arguments.seconds))
-        images, seconds = count_for(arguments.seconds)
-        rates[name].append(images / seconds)
-        print(
-          f"round {number + 1}/{ROUNDS} {name:13} {images / seconds:8.1f}"
-          " images/s",
-          flush=True,
-        )
+      for name, rate in meters.items():
+        rates[name].append(rate(warm_up, arguments.seconds))
+        done = f"round {number + 1}/{ROUNDS} {name:13}"
+        print(f"{done} {rates[name][-1]:8.1f} images/s", flush=True)
   return rates
 
 
@@ -160,63 +155,115 @@ def table(result: dict) -> str:
     spread = " ".join(f"{value:.0f}" for value in values)
     median = result["images_per_second"][name]
     lines.append(f"| {name} | {median:.1f} | {spread} |")
-  lines.append(f"| full ÷ bare | {result['full_to_bare']:.2f} | |")
-  lines.append(f"| full ÷ Pillow | {result['full_to_pillow']:.2f} | |")
-  ratio = result["full_to_pillow_draft"]
-  lines.append(f"| full ÷ Pillow draft | {ratio:.2f} | |")
+  for other in ("bare", "Pillow", "Pillow draft"):
+    ratio = result["full_to_" + other.lower().replace(" ", "_")]
+    lines.append(f"| full ÷ {other} | {ratio:.2f} | |")
   return "\n".join(lines)
+
+
+# ------------------------------------------------------------------- processes
+
+
+@contextlib.contextmanager
+def started(
+  name: str, make: Callable[[int], Iterator], processes: int
+) -> Iterator[Callable[[float, float], float]]:
+  """Starts a pipeline's processes, which rest except while it is measured.
+
+  `make`, pickled, gives a process its batches, by its number; None among them
+  is a place to rest. Yields a function from the seconds to warm up and to count
+  to images per second. It raises RunError if a process has ended.
+  """
+  # Spawned: forked ones could inherit locks.
+  context = multiprocessing.get_context("spawn")
+  running, failure = context.Event(), context.SimpleQueue()
+  # Of each: its images so far, and when the last of them were delivered.
+  marks = [context.Array("d", 2) for _ in range(processes)]
+  workers = []
+  for number, mark in enumerate(marks):
+    given = make, number, running, mark, failure
+    workers.append(context.Process(target=work, args=given, daemon=True))
+
+  def wait(seconds):
+    ends = [worker.sentinel for worker in workers]
+    if ended := multiprocessing.connection.wait(ends, seconds):
+      code = workers[ends.index(ended[0])].exitcode
+      why = f"exit code {code}" if failure.empty() else failure.get()
+      raise RunError(f"a process of the pipeline {name} has ended: {why}")
+
+  def run(seconds):
+    """The marks after some time in which every process delivers."""
+    before = np.array([mark[:] for mark in marks])
+    wait(seconds)
+    while ((now := np.array([mark[:] for mark in marks])) == before).any():
+      wait(0.05)
+    return now
+
+  def rate(warm_up, seconds):
+    running.set()
+    first, last = run(warm_up), run(seconds)
+    running.clear()
+    images, times = (last - first).T
+    return float((images / times).sum())
+
+  try:
+    for worker in workers:
+      worker.start()
+    yield rate
+  finally:
+    for worker in workers:
+      worker.kill()
+      worker.join()
+
+
+def work(make, number, running, mark, failure) -> None:
+  """Takes batches while `running` is set, and marks what is delivered."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent's to handle.
+  images = 0
+  try:
+    batches = make(number)
+    # A parent that was killed does not end its children.
+    while multiprocessing.parent_process().is_alive():
+      if running.wait(timeout=1) and next(batches) is not None:
+        images += BATCH_SIZE
+        mark[:] = images, time.perf_counter()
+  except RunError as error:
+    failure.put(str(error))
+    raise SystemExit(error.exit_code) from None
 
 
 # ------------------------------------------------------------------ TensorFlow
 
 
-def tensorflow_pipelines(files, arguments):
-  """Makes functions from seconds to the images made and the time it took."""
+def bare_batches(files, size, number):
   import tensorflow as tf
 
-  from halonet.data import preprocessing
-  from halonet.errors import RunError
+  # By way of the pipeline, which sets TensorFlow's threads.
+  from halonet.data.pipeline import preprocessing
 
   def bare(path, seed):
     window = functools.partial(
       preprocessing.random_window, least_area=LEAST_AREA, seed=seed
     )
-    size = arguments.image_size
     image = preprocessing.decode_crop(tf.io.read_file(path), window, size)
     # One number, so that batching costs nothing.
     return preprocessing.resize_crop(image, size)[0, 0, 0]
 
-  def bare_batches():
-    stream = tf.data.Dataset.from_tensor_slices(files).repeat()
-    stream = stream.shuffle(len(files)).enumerate()
-    stream = stream.map(
-      lambda index, path: bare(path, tf.stack([0, index])),
-      num_parallel_calls=tf.data.AUTOTUNE,
-    )
-    stream = stream.batch(BATCH_SIZE).prefetch(2)
-    try:
-      yield from stream.as_numpy_iterator()
-    except tf.errors.OpError as error:
-      raise RunError(f"an image cannot be read: {error.message}") from None
-
-  def counter(batches):
-    def count_for(seconds):
-      start, batches_made = time.perf_counter(), 0
-      while (passed := time.perf_counter() - start) < seconds:
-        next(batches)
-        batches_made += 1
-      return batches_made * BATCH_SIZE, passed
-
-    return count_for
-
-  return {
-    "bare": counter(bare_batches()),
-    "full": counter(train_batches(files, arguments, "float32")),
-    "full bfloat16": counter(train_batches(files, arguments, "bfloat16")),
-  }
+  stream = tf.data.Dataset.from_tensor_slices(files).repeat()
+  stream = stream.shuffle(len(files)).enumerate()
+  stream = stream.map(
+    lambda index, path: bare(path, tf.stack([number, index])),
+    num_parallel_calls=tf.data.AUTOTUNE,
+  )
+  stream = stream.batch(BATCH_SIZE).prefetch(2)
+  try:
+    yield from stream.as_numpy_iterator()
+  except tf.errors.OpError as error:
+    line = error.message.strip().splitlines()[0]
+    raise RunError(f"an image cannot be read: {line}") from None
 
 
-def train_batches(files, arguments, image_dtype):
+def train_batches(files, size, number, *, image_dtype):
   """The stream that a training on a folder of these files reads."""
   import tensorflow as tf
 
@@ -224,9 +271,10 @@ def train_batches(files, arguments, image_dtype):
   from halonet.training.config import default_config
 
   config = default_config()
+  config.seed = number
   config.batch_size = BATCH_SIZE
   config.data.name = "folder"
-  config.data.image_size = arguments.image_size
+  config.data.image_size = size
   config.data.image_dtype = image_dtype
   config.data.crop_area = LEAST_AREA
   config.data.randaugment_layers = LAYERS
@@ -238,7 +286,7 @@ def train_batches(files, arguments, image_dtype):
     return tf.data.Dataset.from_tensors(example).skip(skip).take(take)
 
   # As many as ImageNet's, over and over the same: an epoch begins rarely.
-  names = np.resize(np.array(files), EXAMPLES)
+  names = np.resize(np.array(files, object), EXAMPLES)
   zeros, ones = np.zeros(EXAMPLES, np.int64), np.ones(EXAMPLES, np.int64)
   split = sources.Split(names, zeros, ones, read)
   return pipeline.train_batches(split, config)
@@ -247,63 +295,30 @@ def train_batches(files, arguments, image_dtype):
 # ---------------------------------------------------------------------- Pillow
 
 
-@contextlib.contextmanager
-def pillow_workers(files, arguments, *, draft):
-  """Starts the workers; gives a function as `tensorflow_pipelines` does.
-
-  The workers rest except while that function runs.
-  """
-  from halonet.errors import RunError
-
-  # Spawned: forked ones could inherit TensorFlow's locks.
-  context = multiprocessing.get_context("spawn")
-  processes = len(os.sched_getaffinity(0))
-  running = context.Event()
-  counts = context.Array("q", processes, lock=False)
-  workers = [
-    context.Process(
-      target=work,
-      args=(files, arguments.image_size, draft, number, running, counts),
-      daemon=True,
-    )
-    for number in range(processes)
-  ]
-
-  def count_for(seconds):
-    before, start = sum(counts), time.perf_counter()
-    running.set()
-    time.sleep(seconds)
-    images, passed = sum(counts) - before, time.perf_counter() - start
-    running.clear()
-    if not all(worker.is_alive() for worker in workers):
-      raise RunError("a worker of Pillow's has failed; see above")
-    return images, passed
-
-  try:
-    for worker in workers:
-      worker.start()
-    yield count_for
-  finally:
-    for worker in workers:
-      worker.kill()
-      worker.join()
-
-
-def work(files, image_size, draft, number, running, counts) -> None:
-  """Makes images without end and counts them, while `running` is set."""
+def pillow_batches(files, size, number, *, draft):
+  """Two batches in turn, each made anew; None after every image before."""
   choices = random.Random(number)
-  # A parent that was killed does not end its children.
-  while multiprocessing.parent_process().is_alive():
-    if not running.wait(timeout=1):
-      continue
-    pillow_image(choices.choice(files), image_size, choices, draft=draft)
-    counts[number] += 1
+  shape = (2, BATCH_SIZE, size, size, 3)
+  memory = multiprocessing.RawArray("f", math.prod(shape))
+  for batch in itertools.cycle(np.frombuffer(memory, "f").reshape(shape)):
+    for place in batch:
+      yield None
+      path = choices.choice(files)
+      try:
+        pillow_image(path, place, choices, draft=draft)
+      except OSError as error:
+        raise RunError(f"{path} cannot be decoded: {error}") from None
+    yield batch
 
 
 def pillow_image(
-  path: str, size: int, choices: random.Random, *, draft: bool
-) -> np.ndarray:
-  """What `pipeline.train_batches` does to an image, by Pillow and NumPy."""
+  path: str, place: np.ndarray, choices: random.Random, *, draft: bool
+) -> None:
+  """What `pipeline.train_batches` does to an image, by Pillow and NumPy.
+
+  `place`, `[size, size, 3]` float32, is where the result is written.
+  """
+  size = len(place)
   with Image.open(path) as image:
     window = random_window(*image.size, choices)
     ratio = 1
@@ -314,21 +329,18 @@ def pillow_image(
       image.draft("RGB", [side // ratio for side in image.size])
     left, top, width, height = (side // ratio for side in window)
     image = image.convert("RGB")
-  image = image.resize(
-    (size, size),
-    Image.Resampling.BILINEAR,
-    box=(left, top, left + width, top + height),
-  )
+  box = left, top, left + width, top + height
+  image = image.resize((size, size), Image.Resampling.BILINEAR, box)
   if choices.random() < 0.5:
     image = ImageOps.mirror(image)
   for _ in range(LAYERS):
     operation = choices.choice(list(OPERATIONS.values()))
     image = operation(image, choices.choice((-1, 1)) * MAGNITUDE / 10)
   scale, offset = normalisation(size)
-  rows = np.asarray(image, np.float32).reshape(size, size * 3)
-  rows = rows * scale
-  rows += offset
-  return rows.reshape(size, size, 3)
+  place[...] = image
+  rows = place.reshape(size, size * 3)
+  np.multiply(rows, scale, out=rows)
+  np.add(rows, offset, out=rows)
 
 
 @functools.cache
@@ -346,47 +358,37 @@ def random_window(width, height, choices):
   least = min(most, round(math.sqrt(LEAST_AREA * width * height / aspect)))
   rows = max(1, choices.randint(least, most))
   columns = min(width, max(1, round(rows * aspect)))
-  left, top = (
-    choices.randint(0, width - columns),
-    choices.randint(0, height - rows),
-  )
+  left = choices.randint(0, width - columns)
+  top = choices.randint(0, height - rows)
   return left, top, columns, rows
 
 
-def affine(image, *coefficients):
-  return image.transform(
-    image.size, Image.Transform.AFFINE, coefficients, fillcolor=GREY
-  )
+def affine(image, *matrix):
+  kind = Image.Transform.AFFINE
+  return image.transform(image.size, kind, matrix, fillcolor=GREY)
 
 
+def enhance(kind):
+  return lambda image, s: kind(image).enhance(1 + 0.9 * s)
+
+
+SHIFT = 150 / 331
 # The same as halonet/data/randaugment.py's, with its ranges; s is −1 … 1.
 OPERATIONS = {
-  "identity": lambda image, s: image,
-  "autocontrast": lambda image, s: ImageOps.autocontrast(image),
-  "equalize": lambda image, s: ImageOps.equalize(image),
-  "rotate": lambda image, s: image.rotate(30 * s, fillcolor=GREY),
-  "solarize": lambda image, s: ImageOps.solarize(image, 256 - 256 * abs(s)),
-  "color": lambda image, s: ImageEnhance.Color(image).enhance(1 + 0.9 * s),
-  "posterize": lambda image, s: ImageOps.posterize(
-    image, 8 - round(4 * abs(s))
-  ),
-  "contrast": lambda image, s: ImageEnhance.Contrast(image).enhance(
-    1 + 0.9 * s
-  ),
-  "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(
-    1 + 0.9 * s
-  ),
-  "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(
-    1 + 0.9 * s
-  ),
-  "shear_x": lambda image, s: affine(image, 1, 0.3 * s, 0, 0, 1, 0),
-  "shear_y": lambda image, s: affine(image, 1, 0, 0, 0.3 * s, 1, 0),
-  "translate_x": lambda image, s: affine(
-    image, 1, 0, 150 / 331 * s * image.width, 0, 1, 0
-  ),
-  "translate_y": lambda image, s: affine(
-    image, 1, 0, 0, 0, 1, 150 / 331 * s * image.height
-  ),
+  "identity": lambda im, s: im,
+  "autocontrast": lambda im, s: ImageOps.autocontrast(im),
+  "equalize": lambda im, s: ImageOps.equalize(im),
+  "rotate": lambda im, s: im.rotate(30 * s, fillcolor=GREY),
+  "solarize": lambda im, s: ImageOps.solarize(im, 256 - 256 * abs(s)),
+  "color": enhance(ImageEnhance.Color),
+  "posterize": lambda im, s: ImageOps.posterize(im, 8 - round(4 * abs(s))),
+  "contrast": enhance(ImageEnhance.Contrast),
+  "brightness": enhance(ImageEnhance.Brightness),
+  "sharpness": enhance(ImageEnhance.Sharpness),
+  "shear_x": lambda im, s: affine(im, 1, 0.3 * s, 0, 0, 1, 0),
+  "shear_y": lambda im, s: affine(im, 1, 0, 0, 0.3 * s, 1, 0),
+  "translate_x": lambda im, s: affine(im, 1, 0, SHIFT * s * im.width, 0, 1, 0),
+  "translate_y": lambda im, s: affine(im, 1, 0, 0, 0, 1, SHIFT * s * im.height),
 }
 
 

@@ -1,17 +1,22 @@
-"""The input benchmark: its Pillow side does our work, and its report."""
+"""The input benchmark: its processes, its Pillow side, and its report."""
 
+import functools
 import importlib
+import itertools
 import json
+import os
 import pathlib
 import random
+import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from halonet.data import randaugment
-from halonet.errors import UsageError
+from halonet.errors import RunError, UsageError
 
 SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 
@@ -78,11 +83,70 @@ def test_pillows_images_are_normalised_crops(bench, folder, monkeypatch, draft):
   path = str(folder / "0" / "photograph.JPEG")
   monkeypatch.setattr(bench, "LAYERS", 0)
   # 427 pixels are several times 32: the reduced decoding takes part.
-  image = bench.pillow_image(path, 32, random.Random(0), draft=draft)
-  assert image.shape == (32, 32, 3) and image.dtype == np.float32
+  image = np.full((32, 32, 3), np.nan, np.float32)
+  bench.pillow_image(path, image, random.Random(0), draft=draft)
   pixels = (image * (0.229, 0.224, 0.225) + (0.485, 0.456, 0.406)) * 255
   np.testing.assert_allclose(pixels, np.round(pixels), atol=1e-3)
   assert 0 <= round(pixels.min()) < round(pixels.max()) <= 255
+
+
+def test_pillow_fills_two_batches_in_turn(bench, folder):
+  path = str(folder / "0" / "photograph.JPEG")
+  steps = bench.pillow_batches([path], 8, 0, draft=True)
+  batches = []
+  for _ in range(3):
+    assert list(itertools.islice(steps, bench.BATCH_SIZE)) == (
+      [None] * bench.BATCH_SIZE
+    )
+    batches.append(next(steps))
+    assert batches[-1].shape == (64, 8, 8, 3)
+    assert batches[-1].dtype == np.float32
+    assert (batches[-1].std((1, 2, 3)) > 0).all()  # None is left out.
+    batches[-1][:] = 0
+  assert not np.shares_memory(batches[0], batches[1])
+  assert np.shares_memory(batches[0], batches[2])
+
+
+def test_rates_of_processes_add_up_and_the_rest_does_not_count(
+  bench, tmp_path, monkeypatch
+):
+  # Of a module of its own: this one would bring TensorFlow to the processes.
+  (tmp_path / "slow.py").write_text(
+    "import time\n"
+    "def batches(number):\n"
+    "  while True:\n"
+    "    yield None\n"
+    "    time.sleep(0.2 * (1 + number))\n"
+    "    yield 'batch'\n"
+  )
+  monkeypatch.syspath_prepend(str(tmp_path))
+  make = importlib.import_module("slow").batches
+  with bench.started("slow", make, 2) as rate:
+    for _ in range(2):
+      # 0.7 s are no whole number of batches of either.
+      assert rate(0.1, 0.7) == pytest.approx(64 * (5 + 2.5), rel=0.1)
+      time.sleep(0.5)
+
+
+def test_a_corrupt_file_ends_it_with_one_line(bench, tmp_path):
+  path = tmp_path / "corrupt.jpg"
+  path.write_bytes(b"\xff\xd8\xff" + b"no image" * 9)
+  make = functools.partial(bench.pillow_batches, [str(path)], 8, draft=False)
+  with (
+    pytest.raises(RunError, match="pipeline other has ended: .*") as caught,
+    bench.started("other", make, 1) as rate,
+  ):
+    rate(0.1, 0.1)
+  assert f"{path} cannot be decoded" in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_process_that_ends_without_a_word_is_an_error(bench):
+  with (
+    pytest.raises(RunError, match="pipeline full has ended: exit code 0"),
+    bench.started("full", os._exit, 1) as rate,
+  ):
+    rate(0.1, 0.1)
 
 
 def test_pillows_windows_are_distributed_as_ours(bench):
@@ -101,8 +165,14 @@ def test_pillows_windows_are_distributed_as_ours(bench):
 def test_pillows_operations_are_randaugments(bench, strength):
   assert bench.OPERATIONS.keys() == randaugment.OPERATIONS.keys()
   image = Image.fromarray(load_sample_images().images[0][100:190, 100:220])
-  for name, (operation, argument) in randaugment.OPERATIONS.items():
-    arguments = () if argument is None else (argument(strength),)
-    ours = operation(np.asarray(image), *arguments)
+  for number, name in enumerate(randaugment.OPERATIONS):
+    _, rest, up, down = randaugment.OPERATIONS[name]
+    value = rest + abs(strength) * ((up if strength > 0 else down) - rest)
+    ours = randaugment.apply(
+      np.asarray(image),
+      tf.constant(False),
+      tf.constant([number]),
+      tf.constant([value], tf.float32),
+    )
     theirs = bench.OPERATIONS[name](image, strength)
     np.testing.assert_array_equal(ours, np.asarray(theirs), err_msg=name)

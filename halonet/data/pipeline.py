@@ -4,7 +4,9 @@ The state of the training stream is one number, the batches delivered so far:
 restoring it rebuilds the stream from there. `halonet.data.order` says how.
 """
 
+import contextlib
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 
@@ -18,6 +20,17 @@ from halonet.data.sources import Split
 from halonet.errors import RunError
 
 Batch = dict[str, np.ndarray]
+
+# Images are made side by side, one by each thread. Threads within an operation
+# would only take turns with these: a tenth of the time.
+with contextlib.suppress(RuntimeError):  # TensorFlow may run already.
+  tf.config.threading.set_intra_op_parallelism_threads(1)
+
+# As many images at once: tf.data's own choice of the number made 5 % fewer.
+if hasattr(os, "sched_getaffinity"):
+  _CORES = len(os.sched_getaffinity(0))
+else:  # macOS.
+  _CORES = os.cpu_count()
 
 _MIX = 1  # The branch of an example's seed for what its pair draws.
 
@@ -69,7 +82,7 @@ def train_batches(
   stream = _decoded(records, preprocess, data)
   local = config.batch_size // jax.process_count()
   stream = stream.batch(local, drop_remainder=True)
-  stream = stream.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+  stream = stream.map(finish, num_parallel_calls=_CORES)
 
   def undecoded(delivered):
     here = start + delivered
@@ -123,7 +136,7 @@ def test_batches(
   # Deterministic maps keep the fillers last.
   stream = stream.concatenate(fillers.repeat(batches * local - (end - begin)))
   stream = stream.batch(local, drop_remainder=True)
-  stream = stream.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+  stream = stream.map(finish, num_parallel_calls=_CORES)
 
   def undecoded(delivered):
     first = min(begin + delivered * local, end)
@@ -160,7 +173,7 @@ def _decoded(
 ) -> tf.data.Dataset:
   """Maps records in parallel; with `skip_corrupt`, bad ones become blanks."""
   if not data.skip_corrupt:
-    return records.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
+    return records.map(preprocess, num_parallel_calls=_CORES)
 
   def attempt(example):
     good = tf.data.Dataset.from_tensors(example).map(
@@ -174,7 +187,7 @@ def _decoded(
     good = good.ignore_errors().concatenate(tf.data.Dataset.from_tensors(blank))
     return good.take(1).get_single_element()
 
-  return records.map(attempt, num_parallel_calls=tf.data.AUTOTUNE)
+  return records.map(attempt, num_parallel_calls=_CORES)
 
 
 def _iterate(dataset, split, undecoded):

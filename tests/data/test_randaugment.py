@@ -42,13 +42,13 @@ def affine(matrix):
 
 
 REFERENCES = {
-  "identity": lambda image: image,
-  "autocontrast": ImageOps.autocontrast,
-  "equalize": ImageOps.equalize,
+  "identity": lambda image, _: image,
+  "autocontrast": lambda image, _: ImageOps.autocontrast(image),
+  "equalize": lambda image, _: ImageOps.equalize(image),
   "rotate": lambda image, degrees: image.rotate(degrees, fillcolor=GREY),
   "solarize": ImageOps.solarize,
   "color": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
-  "posterize": lambda image, bits: ImageOps.posterize(image, int(bits)),
+  "posterize": lambda image, bits: ImageOps.posterize(image, round(bits)),
   "contrast": lambda image, f: ImageEnhance.Contrast(image).enhance(f),
   "brightness": lambda image, f: ImageEnhance.Brightness(image).enhance(f),
   "sharpness": lambda image, f: ImageEnhance.Sharpness(image).enhance(f),
@@ -59,38 +59,41 @@ REFERENCES = {
 }
 
 
-def strengths_to_arguments(name):
-  """Arguments from the greatest magnitude to the greatest in reverse."""
-  argument = lib.OPERATIONS[name][1]
-  if argument is None:
-    return None
-  strengths = np.linspace(-1, 1, 21, dtype=np.float32)
-  return [float(argument(tf.constant(strength))) for strength in strengths]
-
-
-def assert_equals_pillow(name, images, arguments=None):
-  """Runs an operation within tf.data, whose graphs are rewritten for speed."""
-  operation, reference = lib.OPERATIONS[name][0], REFERENCES[name]
-  cases = [
-    (image, *((argument,) if arguments else ()))
-    for image in images
-    for argument in arguments or [None]
+def arguments_of(name):
+  """From the greatest magnitude to the greatest in the other direction."""
+  _, rest, up, down = lib.OPERATIONS[name]
+  if up == down == rest:
+    return [0.0]
+  return [
+    *np.linspace(down, rest, 11, dtype=np.float32),
+    *np.linspace(rest, up, 11, dtype=np.float32)[1:],
   ]
-  kinds = [tf.TensorSpec([None, None, 3], tf.uint8)]
-  kinds += [tf.TensorSpec([], tf.float32)] if arguments else []
+
+
+def assert_equals_pillow(name, images, arguments):
+  """Runs an operation within tf.data, whose graphs are rewritten for speed."""
+  number = list(lib.OPERATIONS).index(name)
+  cases = [(image, value) for image in images for value in arguments]
+  kinds = (
+    tf.TensorSpec([None, None, 3], tf.uint8),
+    tf.TensorSpec([], tf.float32),
+  )
   stream = tf.data.Dataset.from_generator(
-    lambda: iter(cases), output_signature=tuple(kinds)
-  ).map(operation)
+    lambda: iter(cases), output_signature=kinds
+  ).map(
+    lambda image, value: lib.apply(
+      image, tf.constant(False), tf.constant([number]), value[None]
+    )
+  )
   for case, actual in zip(cases, stream.as_numpy_iterator(), strict=True):
-    expected = reference(Image.fromarray(case[0]), *case[1:])
-    message = f"{name}{case[1:]} of {case[0].shape}"
+    expected = REFERENCES[name](Image.fromarray(case[0]), float(case[1]))
+    message = f"{name} {case[1]} of {case[0].shape}"
     np.testing.assert_array_equal(actual, np.asarray(expected), message)
 
 
 @pytest.mark.parametrize("name", lib.OPERATIONS)
 def test_operation_equals_pillow(name):
-  images = photographs().values()
-  assert_equals_pillow(name, images, strengths_to_arguments(name))
+  assert_equals_pillow(name, photographs().values(), arguments_of(name))
 
 
 @pytest.mark.parametrize("name", ["color", "contrast", "sharpness"])
@@ -103,29 +106,24 @@ def test_autocontrast_rounds_as_pillow_for_any_range():
   low, high = np.sort(np.random.default_rng(0).integers(256, size=(2, 900)), 0)
   levels = np.linspace(low, high, 256).round().astype(np.uint8)
   images = levels.reshape(16, 16, 300, 3).transpose(2, 0, 1, 3)
-  assert_equals_pillow("autocontrast", images)
+  assert_equals_pillow("autocontrast", images, [0.0])
 
 
 def test_greatest_magnitudes_are_those_of_the_paper():
-  greatest = {
-    name: [float(argument(tf.constant(s))) for s in (-1.0, 0.0, 1.0)]
-    for name, (_, argument) in lib.OPERATIONS.items()
-    if argument
-  }
-  symmetric = {
+  turns = {
     "rotate": 30,
     "shear_x": 0.3,
     "shear_y": 0.3,
     "translate_x": 150 / 331,
     "translate_y": 150 / 331,
   }
-  expected = {name: [-most, 0, most] for name, most in symmetric.items()}
+  expected = {name: (0, most, -most) for name, most in turns.items()}
   for name in ("color", "contrast", "brightness", "sharpness"):
-    expected[name] = [0.1, 1, 1.9]
-  expected |= {"solarize": [0, 256, 0], "posterize": [4, 8, 4]}
-  assert greatest.keys() == expected.keys()
-  for name, values in expected.items():
-    np.testing.assert_allclose(greatest[name], values, rtol=1e-6, err_msg=name)
+    expected[name] = (1, 1.9, 0.1)
+  expected |= {"solarize": (256, 0, 0), "posterize": (8, 4, 4)}
+  for name in ("identity", "autocontrast", "equalize"):
+    expected[name] = (0, 0, 0)
+  assert {name: row[1:] for name, row in lib.OPERATIONS.items()} == expected
 
 
 def seeds(count):
@@ -136,11 +134,34 @@ def augment(image, count, **options):
   """What `count` seeds make of the image, within tf.data."""
   options = dict(layers=2, magnitude=10.0, magnitude_std=0.0) | options
   stream = tf.data.Dataset.from_tensor_slices(seeds(count)).map(
-    lambda seed: lib.randaugment(tf.constant(image), seed, **options),
+    lambda seed: lib.randaugment(
+      tf.constant(image), seed, flip=seed[0] % 2 == 1, **options
+    ),
     num_parallel_calls=2,
   )
   assert stream.element_spec == tf.TensorSpec(image.shape, tf.uint8)
   return list(stream.as_numpy_iterator())
+
+
+def test_flips_and_then_applies_what_is_drawn():
+  image = photographs()["odd"]
+  options = dict(layers=2, magnitude=7.0, magnitude_std=0.5)
+  names = list(lib.OPERATIONS)
+  for seed, actual in enumerate(augment(image, 30, **options)):
+    expected = Image.fromarray(image)
+    if seed % 2 == 1:
+      expected = ImageOps.mirror(expected)
+    drawn = lib.draw(tf.constant([seed, 7]), **options)
+    for number, value in zip(*drawn, strict=True):
+      expected = REFERENCES[names[number]](expected, float(value))
+    np.testing.assert_array_equal(actual, np.asarray(expected), f"{drawn}")
+
+
+def test_rounds_to_the_nearest_level():
+  levels = np.array([0, 0.4, 0.6, 7.51, 254.4, 255], np.float32)
+  image = levels.reshape(1, 2, 3)
+  [result] = augment(image, 1, layers=0)
+  np.testing.assert_array_equal(result.ravel(), [0, 0, 1, 8, 254, 255])
 
 
 def test_results_follow_from_the_seed():
@@ -150,15 +171,16 @@ def test_results_follow_from_the_seed():
   assert len({result.tobytes() for result in first}) > 15
 
 
-def test_no_layers_change_nothing():
+def test_no_layers_only_flip():
   image = photographs()["odd"]
-  for result in augment(image, 3, layers=0):
-    np.testing.assert_array_equal(result, image)
+  for seed, result in enumerate(augment(image, 4, layers=0)):
+    expected = image[:, ::-1] if seed % 2 == 1 else image
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_images_of_unknown_size():
   image = photographs()["odd"]
-  options = dict(layers=1, magnitude=5.0, magnitude_std=0.5)
+  options = dict(layers=2, magnitude=5.0, magnitude_std=0.5)
   known = augment(image, 10, **options)
   stream = tf.data.Dataset.from_generator(
     lambda: ((image, seed) for seed in seeds(10)),
@@ -166,46 +188,25 @@ def test_images_of_unknown_size():
       tf.TensorSpec([None, None, 3], tf.uint8),
       tf.TensorSpec([2], tf.int32),
     ),
-  ).map(lambda image, seed: lib.randaugment(image, seed, **options))
+  ).map(
+    lambda image, seed: lib.randaugment(
+      image, seed, flip=seed[0] % 2 == 1, **options
+    )
+  )
   np.testing.assert_array_equal(list(stream.as_numpy_iterator()), known)
 
 
-@pytest.fixture
-def record(monkeypatch):
-  """Replaces each operation by one that writes down number and argument."""
-
-  def recorder(number, argument):
-    def operation(image, value=None):
-      value = 0.0 if value is None else value
-      row = tf.stack([tf.cast(number, tf.float32), tf.cast(value, tf.float32)])
-      return tf.concat([image, row[None]], 0)
-
-    return operation, argument
-
-  table = {
-    name: recorder(number, argument)
-    for number, (name, (_, argument)) in enumerate(lib.OPERATIONS.items())
-  }
-  monkeypatch.setattr(lib, "OPERATIONS", table)
-
-  def run(count, **options):
-    empty = tf.zeros([0, 2])
-
-    def draw(seed):
-      # The recorders let the image grow.
-      image = tf.raw_ops.PlaceholderWithDefault(input=empty, shape=[None, 2])
-      return lib.randaugment(image, seed, **options)
-
-    stream = tf.data.Dataset.from_tensor_slices(seeds(count)).map(draw)
-    return np.stack(list(stream.as_numpy_iterator()))
-
-  return run
+def draw(count, **options):
+  """The operations of `count` seeds: places and numbers `[count, layers]`."""
+  stream = tf.data.Dataset.from_tensor_slices(seeds(count)).map(
+    lambda seed: lib.draw(seed, **options)
+  )
+  return map(np.stack, zip(*stream.as_numpy_iterator(), strict=True))
 
 
-def test_operations_are_drawn_uniformly_and_independently(record):
-  drawn = record(4200, layers=2, magnitude=10.0, magnitude_std=0.0)
-  assert drawn.shape == (4200, 2, 2)
-  number = drawn[..., 0].astype(int)
+def test_operations_are_drawn_uniformly_and_independently():
+  number, value = draw(4200, layers=2, magnitude=10.0, magnitude_std=0.0)
+  assert number.shape == value.shape == (4200, 2)
   kinds = len(lib.OPERATIONS)
   assert kinds == 14
   for layer in range(2):
@@ -215,15 +216,14 @@ def test_operations_are_drawn_uniformly_and_independently(record):
     assert max(abs(count - 300) for count in counts.values()) < 100
   pairs = number[:, 0] * kinds + number[:, 1]
   assert len(set(pairs)) == kinds**2
-  rotations = drawn[number == list(lib.OPERATIONS).index("rotate"), 1]
+  rotations = value[number == list(lib.OPERATIONS).index("rotate")]
   np.testing.assert_allclose(abs(rotations), 30)
   assert abs(np.sign(rotations).mean()) < 0.2
 
 
-def test_noise_on_the_magnitude_is_cut_to_its_range(record):
-  drawn = record(3000, layers=2, magnitude=8.0, magnitude_std=1.0)
-  rotate = list(lib.OPERATIONS).index("rotate")
-  degrees = abs(drawn[drawn[..., 0] == rotate, 1])
+def test_noise_on_the_magnitude_is_cut_to_its_range():
+  number, value = draw(3000, layers=2, magnitude=8.0, magnitude_std=1.0)
+  degrees = abs(value[number == list(lib.OPERATIONS).index("rotate")])
   assert degrees.max() == pytest.approx(30)
   assert np.median(degrees) == pytest.approx(24, abs=0.6)
   # Of a standard normal, 84 % lie below 1 and 2.3 % above 2.
