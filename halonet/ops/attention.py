@@ -16,8 +16,13 @@ so that one matrix product on flat `block² × window²` tiles yields content an
 position together: there is no array with short trailing (window, window)
 dimensions, which the tiling of TPUs pads, and none is added by broadcasting.
 The border mask rides on the same terms at no cost.
+
+The parts bear names in the program, `neighbourhoods`, `relative`, `masks`,
+`logits`, `softmax` and `values`: profiles show them, and costs are counted by
+them.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, nn
@@ -126,17 +131,20 @@ def blocked_local_attention(
     relative_stride=relative_stride,
   )
   # The sum divides the few outputs, not the many weights.
-  maximum = lax.stop_gradient(logits.max(axis=-2, keepdims=True))
-  weights = jnp.exp(logits - maximum)
-  total = weights.sum(axis=-2)
+  with jax.named_scope("softmax"):
+    maximum = lax.stop_gradient(logits.max(axis=-2, keepdims=True))
+    weights = jnp.exp(logits - maximum)
+    total = weights.sum(axis=-2)
   value = _flat_windows(value, block_size, halo_size)
-  output = jnp.einsum(
-    "...kq,...kd->...qd",
-    weights.astype(value.dtype),
-    value,
-    preferred_element_type=logits.dtype,
-  )
-  output = (output / total[..., None]).astype(value.dtype)
+  with jax.named_scope("values"):
+    output = jnp.einsum(
+      "...kq,...kd->...qd",
+      weights.astype(value.dtype),
+      value,
+      preferred_element_type=logits.dtype,
+    )
+  with jax.named_scope("softmax"):
+    output = (output / total[..., None]).astype(value.dtype)
   batch, rows, cols, heads, _, dim = output.shape
   side = block_size // stride
   output = output.reshape(batch, rows, cols, heads, side, side, dim)
@@ -171,18 +179,22 @@ def global_attention(
     block_size=width,
     halo_size=0,
   )
-  logits = jnp.einsum(
-    "bnijd,bacnd->bnijac",
-    query,
-    key,
-    preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
-  )
-  logits += jnp.swapaxes(row_logits, -2, -3)[..., None]
-  logits += col_logits[..., None, :]
-  logits = logits.reshape(*logits.shape[:4], height * width)
-  weights = nn.softmax(logits).astype(value.dtype)
-  value = value.reshape(value.shape[0], height * width, *value.shape[3:])
-  return jnp.einsum("bnijk,bknd->bijnd", weights, value)
+  with jax.named_scope("logits"):
+    logits = jnp.einsum(
+      "bnijd,bacnd->bnijac",
+      query,
+      key,
+      preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+    )
+  with jax.named_scope("relative"):
+    logits += jnp.swapaxes(row_logits, -2, -3)[..., None]
+    logits += col_logits[..., None, :]
+  with jax.named_scope("softmax"):
+    logits = logits.reshape(*logits.shape[:4], height * width)
+    weights = nn.softmax(logits).astype(value.dtype)
+  with jax.named_scope("values"):
+    value = value.reshape(value.shape[0], height * width, *value.shape[3:])
+    return jnp.einsum("bnijk,bknd->bijnd", weights, value)
 
 
 def blocked_local_attention_weights(
@@ -284,17 +296,18 @@ def _folded_logits(
   # A masked key gets this once for its row and once for its column. Finite,
   # because it meets the zeros of the one-hot vectors.
   masked = jnp.asarray(jnp.finfo(query.dtype).min / 8, query.dtype)
-  if mask_padding:
-    valid_rows = blocks.valid_keys(height, block_size, halo_size)
-    valid_cols = blocks.valid_keys(width, block_size, halo_size)
-    row_logits += jnp.where(valid_rows[:, None, None, None, None], 0, masked)
-    col_logits += jnp.where(valid_cols[:, None, None, None], 0, masked)
-  if mask_window:
-    offset = np.arange(window) - halo_size
-    offset = offset - np.arange(0, block_size, stride)[:, None]
-    far = np.abs(offset) > halo_size
-    row_logits += jnp.where(far[:, None], masked, 0)
-    col_logits += jnp.where(far, masked, 0)
+  with jax.named_scope("masks"):
+    if mask_padding:
+      valid_rows = blocks.valid_keys(height, block_size, halo_size)
+      valid_cols = blocks.valid_keys(width, block_size, halo_size)
+      row_logits += jnp.where(valid_rows[:, None, None, None, None], 0, masked)
+      col_logits += jnp.where(valid_cols[:, None, None, None], 0, masked)
+    if mask_window:
+      offset = np.arange(window) - halo_size
+      offset = offset - np.arange(0, block_size, stride)[:, None]
+      far = np.abs(offset) > halo_size
+      row_logits += jnp.where(far[:, None], masked, 0)
+      col_logits += jnp.where(far, masked, 0)
   query = jnp.concatenate([query, row_logits, col_logits], axis=-1)
   query = query.reshape(*query.shape[:4], -1, query.shape[-1])
 
@@ -305,14 +318,16 @@ def _folded_logits(
     jnp.asarray(one_hot, key.dtype), (*key.shape[:-1], 2 * window)
   )
   key = jnp.concatenate([key, one_hot], axis=-1)
-  return jnp.einsum(
-    "...kd,...qd->...kq",
-    key,
-    query,
-    preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
-  )
+  with jax.named_scope("logits"):
+    return jnp.einsum(
+      "...kd,...qd->...kq",
+      key,
+      query,
+      preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+    )
 
 
+@jax.named_scope("neighbourhoods")
 def _flat_windows(x, block_size, halo_size):
   """`[b, h, w, heads, d]` → `[b, rows, columns, heads, window², d]`."""
   x = blocks.pad_to_blocks(x, block_size)

@@ -6,6 +6,7 @@ SASA, section 3). The score of an offset is therefore a row logit plus a column
 logit, and each is computed once per row (column) of the neighbourhood.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -20,6 +21,7 @@ def num_offsets(block_size: int, halo_size: int) -> int:
   return 2 * (block_size + halo_size) - 1
 
 
+@jax.named_scope("relative")
 def relative_logits(
   query: Float[Array, "... queries d"],
   table: Float[Array, "offsets d"],

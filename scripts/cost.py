@@ -1,0 +1,419 @@
+"""Says what attention costs, or a model, before anything is run.
+
+  python scripts/cost.py [--height=64 --width=64 --channels=64 --window=7
+      --block_size=8 --halo_size=3 --heads=4]
+
+    Table 1 of the HaloNet paper for these numbers: its formulas, beside what is
+    counted in the programs, and the terms that the formulas leave out.
+
+  python scripts/cost.py --model=halonet_h1 [--image_size=256]
+      [--model.block_size=4 ...]
+  python scripts/cost.py --config=configs/digits.py [--num_classes=10]
+      [--config.model.block_size=4 ...]
+
+    Parameters, operations, activations and attention memory of a model, by
+    stage and by kind of layer, for the forward pass of one image.
+
+  python scripts/cost.py --figure=FILE.png [--stride=8 ...]
+
+    How memory and time of one layer of each kind grow with the image, from 128
+    to 1024 pixels, compiled and measured on the CPU, in a few minutes.
+
+A multiplication and an addition are two operations. What is counted comes from
+shapes alone, receptive fields from a small map: no accelerator is touched.
+"""
+
+import argparse
+import ast
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+
+from halonet import command
+from halonet.errors import UsageError
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  sizes = {}
+  for name, default, meaning in (
+    ("height", 64, "of the feature map, in pixels (H)"),
+    ("width", 64, "of the feature map, in pixels (W)"),
+    ("channels", 64, "of queries, keys and values each (c)"),
+    ("window", 7, "side of a pixel's own window, in pixels (k)"),
+    ("block_size", 8, "side of a block, in pixels (b)"),
+    ("halo_size", 3, "width of the halo, in pixels (h)"),
+    ("heads", 4, "of the attention; Table 1 does not depend on it"),
+    ("stride", 8, "of the figure: image pixels per pixel of the map"),
+  ):
+    parser.add_argument(
+      f"--{name}", type=int, metavar="N", help=f"{meaning} ({default})"
+    )
+    sizes[name] = default
+  parser.add_argument("--model", metavar="NAME", help="a registered model")
+  parser.add_argument(
+    "--config", metavar="FILE[:ARG]", help="the model of a training's config"
+  )
+  parser.add_argument(
+    "--image_size", type=int, metavar="PIXELS", help="of the model's images"
+  )
+  parser.add_argument(
+    "--num_classes",
+    type=int,
+    metavar="N",
+    help="of the model (1000, or those of the config's data set)",
+  )
+  parser.add_argument("--figure", type=pathlib.Path, metavar="FILE.png")
+  parser.add_argument(
+    "--json", type=pathlib.Path, metavar="FILE", help="also write it here"
+  )
+  arguments, rest = parser.parse_known_args()
+  for word in rest:
+    if not word.startswith(("--model.", "--config.")):
+      raise UsageError(f"unknown argument {word}; see --help")
+    if "=" not in word:
+      raise UsageError(f"{word}: write {word}=VALUE")
+  for name in ("figure", "json"):
+    file = getattr(arguments, name)
+    if file and not file.absolute().parent.is_dir():
+      raise UsageError(f"--{name}: there is no folder {file.parent}")
+    if file and file.is_dir():
+      raise UsageError(f"--{name}: {file} is a folder; name a file in it")
+  if arguments.figure and arguments.figure.suffix != ".png":
+    raise UsageError(f"--figure is {arguments.figure}; it must end in .png")
+  of_a_model = bool(arguments.model or arguments.config)
+  for name, default in sizes.items():
+    if getattr(arguments, name) is None:
+      setattr(arguments, name, default)
+    elif of_a_model:
+      kind = "model" if arguments.model else "config.model"
+      raise UsageError(
+        f"--{name} is of attention alone; a model's fields are --{kind}.FIELD"
+      )
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")  # What else there is stays free.
+
+  if of_a_model:
+    if arguments.figure:
+      raise UsageError("--figure is of attention alone, without a model")
+    result = of_model(arguments, rest)
+  elif rest := rest + [
+    f"--{name}"
+    for name in ("image_size", "num_classes")
+    if getattr(arguments, name) is not None
+  ]:
+    raise UsageError(
+      f"{rest[0]} is of a model; say which, with --model=NAME or --config=FILE"
+    )
+  elif arguments.figure:
+    result = of_growth(arguments)
+  else:
+    result = of_attention(arguments)
+  if arguments.json:
+    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"Wrote {arguments.json}")
+
+
+def of_attention(arguments: argparse.Namespace) -> dict:
+  """Prints Table 1, and gives it as a dict."""
+  from halonet.cost import attention
+
+  setting = _setting(arguments)
+  rows = attention.table(setting)
+  print(
+    f"H×W = {setting.height}×{setting.width}, c = {setting.channels},"
+    f" k = {setting.window}, b = {setting.block_size},"
+    f" h = {setting.halo_size}, {setting.heads} heads\n"
+  )
+  print(
+    "Neighbourhood memory: numbers gathered of the keys, and as many of the"
+    " values (4 bytes each in float32)\n"
+  )
+  _print_table(
+    (
+      "method",
+      "formula",
+      "of Table 1",
+      "+ padding",
+      "= counted",
+      "beside the keys: places",
+      "logits",
+    ),
+    [
+      [
+        row.method,
+        _FORMULAS[row.method][0],
+        _number(row.memory_formula),
+        _number(row.memory_padding),
+        _number(row.memory_values),
+        _number(row.memory_places),
+        _number(row.logits),
+      ]
+      for row in rows
+    ],
+  )
+  print("\nReceptive field: pixels on which an output pixel depends\n")
+  _print_table(
+    ("method", "formula", "of Table 1", "counted"),
+    [
+      [
+        row.method,
+        _FORMULAS[row.method][1],
+        "×".join(map(str, row.field_formula)),
+        "×".join(map(str, row.field_counted)),
+      ]
+      for row in rows
+    ],
+  )
+  if any(row.field_formula != row.field_counted for row in rows):
+    print("\nThe map is smaller than a neighbourhood: the border cuts it.")
+  print("\nFLOPs per pixel\n")
+  _print_table(
+    (
+      "method",
+      "formula",
+      "of Table 1",
+      "+ padding",
+      "= products counted",
+      "+ relative",
+      "+ masks",
+      "+ softmax",
+      "= program",
+    ),
+    [
+      [
+        row.method,
+        _FORMULAS[row.method][2],
+        *(
+          f"{flops / setting.pixels:,.2f}"
+          for flops in (
+            row.flops_formula,
+            row.flops_padding,
+            row.flops_products,
+            row.flops_relative,
+            row.flops_masks,
+            row.flops_softmax,
+            row.flops_program,
+          )
+        ),
+      ]
+      for row in rows
+    ],
+  )
+  print(
+    "\nThe paper's 4(HW)²c of global attention is that of the whole map; per"
+    " pixel it is 4HWc."
+  )
+  unexplained = sum(row.unexplained for row in rows)
+  print(
+    f"Formulas, padding and named terms leave {unexplained} of"
+    f" {sum(row.flops_program for row in rows):,} FLOPs unexplained.\n"
+    "Next: --model=NAME for a whole model, --figure=FILE.png for the growth"
+    " with the image"
+  )
+  return {
+    "setting": dataclasses.asdict(setting),
+    "rows": [
+      {
+        name: float(value) if name.startswith("memory") else value
+        for name, value in dataclasses.asdict(row).items()
+      }
+      for row in rows
+    ],
+    "unexplained": float(unexplained),
+  }
+
+
+# Memory of one tensor, receptive field, FLOPs per pixel.
+_FORMULAS = {
+  "global": ("HWc", "H×W", "4HWc"),
+  "per-pixel windows": ("HWk²c", "k×k", "4k²c"),
+  "SASA": ("(HW/b²)(b+2⌊k/2⌋)²c", "k×k", "4(b+2⌊k/2⌋)²c"),
+  "blocked local": ("(HW/b²)(b+2h)²c", "(b+2h)×(b+2h)", "4(b+2h)²c"),
+}
+
+
+def of_growth(arguments: argparse.Namespace) -> dict:
+  """Measures growing maps, draws them, and gives the points as a dict."""
+  from halonet.cost import attention, growth
+
+  if arguments.stride < 1:
+    raise UsageError(f"--stride is {arguments.stride}; it must be at least 1")
+  setting = _setting(arguments)
+  total = len(attention.METHODS) * len(growth.IMAGE_SIDES)
+  print(f"Compiling and measuring {total} layers on the CPU", flush=True)
+  points = []
+  for point in growth.measure(setting, arguments.stride):
+    points.append(point)
+    taken = "does not fit in half of this machine's memory: not run"
+    if point.seconds is not None:
+      taken = f"{point.seconds * 1e3:,.2f} ms"
+    print(
+      f"{len(points):2}/{total} {point.method:17} image {point.image_side:4}"
+      f" map {point.map_side:3} {point.bytes / 1e6:10,.2f} MB  {taken}",
+      flush=True,
+    )
+  growth.draw(points, setting, arguments.stride, arguments.figure)
+  print("\nGrowth, as powers of the map's height × width:")
+  slopes = {}
+  for method in attention.METHODS:
+    own = [point for point in points if point.method == method]
+    slopes[method] = {
+      quantity: growth.slope(own, quantity) for quantity in ("bytes", "seconds")
+    }
+    print(
+      f"  {method:17} memory {slopes[method]['bytes']:.2f},"
+      f" time {slopes[method]['seconds']:.2f}"
+    )
+  print(f"Wrote {arguments.figure}")
+  return {
+    "setting": dataclasses.asdict(setting),
+    "stride": arguments.stride,
+    "points": [dataclasses.asdict(point) for point in points],
+    "slopes": slopes,
+  }
+
+
+def of_model(arguments: argparse.Namespace, rest: list[str]) -> dict:
+  """Prints what a model costs, and gives it as a dict."""
+  from halonet.cost import model as model_cost
+
+  name, spec, size = _model(arguments, rest)
+  if arguments.image_size is not None:
+    size = arguments.image_size
+  if size < 1:
+    raise UsageError(f"--image_size is {size}; it must be at least 1")
+  print(f"Tracing {name} at {size}×{size}, {spec.dtype}", flush=True)
+  counts = model_cost.count(spec, size)
+  for attribute in ("stage", "kind"):
+    print()
+    _print_table(
+      (
+        attribute,
+        "parameters",
+        "MFLOPs",
+        "share",
+        "activations, M",
+        "activations, MB",
+        "attention memory, MB",
+        "exponentials, M",
+      ),
+      [
+        [
+          label,
+          _number(cost.parameters),
+          f"{cost.flops / 1e6:,.2f}",
+          f"{cost.flops / counts.flops:.1%}",
+          f"{cost.activations / 1e6:,.3f}",
+          f"{cost.activation_bytes / 1e6:,.3f}",
+          f"{cost.attention_bytes / 1e6:,.3f}",
+          f"{cost.transcendentals / 1e6:,.3f}",
+        ]
+        for label, cost in (
+          *counts.by(attribute).items(),
+          ("total", counts.total),
+        )
+      ],
+    )
+  print(
+    f"\n{counts.parameters:,} parameters ({spec.num_classes} classes);"
+    f" {counts.flops:,} FLOPs per image, forward. Attention memory: all layers"
+    " together, as training holds them; the largest layer's is"
+    f" {counts.largest_attention_bytes / 1e6:,.3f} MB."
+  )
+  if arguments.config:
+    words = " ".join([f"--config={arguments.config}", *rest])
+    print(f"Next: {os.path.relpath(sys.executable)} -m halonet.train {words}")
+  return {
+    "model": name,
+    "image_size": counts.image_size,
+    "num_classes": spec.num_classes,
+    "dtype": spec.dtype,
+    "total": dataclasses.asdict(counts.total),
+    "largest_attention_bytes": counts.largest_attention_bytes,
+    "parts": [dataclasses.asdict(part) for part in counts.parts],
+  }
+
+
+def _model(arguments, rest):
+  """The model's name, its spec, and the image size of its source."""
+  if arguments.model and arguments.config:
+    raise UsageError("--model and --config exclude each other")
+  kind = "model" if arguments.model else "config"
+  for word in rest:
+    if not word.startswith(f"--{kind}."):
+      raise UsageError(f"{word} does not go with --{kind}; see --help")
+  pairs = [word.removeprefix(f"--{kind}.") for word in rest]
+  if arguments.config:
+    from halonet.cost import tpu
+    from halonet.training import config as config_lib
+
+    config = config_lib.load_config(arguments.config, pairs)
+    classes = arguments.num_classes
+    if classes is None:
+      classes = tpu.count_classes(config)
+    model = config_lib.create_model(config, classes)
+    size = config.data.image_size
+    return config.model.name, model.spec, size
+
+  from halonet.models import registry
+
+  fields = {}
+  if arguments.num_classes is not None:
+    fields["num_classes"] = arguments.num_classes
+  for pair in pairs:
+    field, _, text = pair.partition("=")
+    fields[field] = _value(text)
+  try:
+    model = registry.create_model(arguments.model, **fields)
+    size = registry.get_entry(arguments.model).image_size
+  except ValueError as error:
+    raise UsageError(f"--model: {error}") from None
+  return arguments.model, model.spec, size
+
+
+def _value(text):
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _setting(arguments):
+  from halonet.cost import attention
+
+  return attention.Setting(
+    **{
+      field.name: getattr(arguments, field.name)
+      for field in dataclasses.fields(attention.Setting)
+    }
+  )
+
+
+def _number(value):
+  return f"{int(value):,}" if value == int(value) else f"{float(value):,.2f}"
+
+
+def _print_table(header, rows):
+  """A Markdown table whose columns line up."""
+  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+  lines = [header, ["-" * width for width in widths], *rows]
+  for number, line in enumerate(lines):
+    cells = [
+      cell.ljust(width) if not column else cell.rjust(width)
+      for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]
+    if number == 1:
+      cells = [cells[0], *(f"{cell[:-1]}:" for cell in cells[1:])]
+    print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+  command.run(main)
