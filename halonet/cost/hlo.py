@@ -1,0 +1,263 @@
+"""Reads what the TPU compiler says about a program it has compiled.
+
+The optimised program is text: computations of instructions, one a line. An
+instruction that takes time on the core carries the compiler's estimate of its
+cycles, and the name of the operation in our code that it comes from, such as
+`jit(train_step)/jvp(Network)/Network._forward/stage1_block1/reduce/dot_general`.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterable
+
+from halonet.cost.hlo_text import parse
+
+# Time that belongs to no module: pooling and activations of the network itself;
+# and loss, optimizer, moving averages.
+BETWEEN, OUTSIDE = "(between the modules)", "(outside the model)"
+
+# They name data, and move none.
+_FREE = frozenset(
+  (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "optimization-barrier",
+  )
+)
+
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """All collectives of a kind, in one run of the program.
+
+  Attributes:
+    kind: such as "all-reduce".
+    count: how often one is carried out.
+    bytes: of the arrays that a device has in them.
+  """
+
+  kind: str
+  count: int
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """What the compiler estimates for a module, forward and backward.
+
+  Attributes:
+    name: its path in the model, to two levels: "stage1_block2/attention".
+    cycles: of one run of the program on one device.
+  """
+
+  name: str
+  cycles: int
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelCall:
+  """A Pallas kernel in a program; the compiler gives no cycles for it.
+
+  Attributes:
+    name: of the kernel.
+    layer: the module that calls it.
+    executions: how often it is carried out.
+    shapes: of operands and results, such as "bf16[8,16],s32[4]>f32[8,8]".
+  """
+
+  name: str
+  layer: str
+  executions: int
+  shapes: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What is known of one run of a program on one device.
+
+  Attributes:
+    layers: modules with their cycles, the most expensive first.
+    hbm_bytes: read from and written to memory, padding of tiles included.
+    collectives: by kind.
+    kernels: Pallas kernels, whose cycles are not in `layers`.
+    unknown_loops: loops of unknown length, of which one turn was counted.
+  """
+
+  layers: tuple[Layer, ...]
+  hbm_bytes: int
+  collectives: tuple[Collective, ...]
+  kernels: tuple[KernelCall, ...]
+  unknown_loops: int
+
+  @property
+  def cycles(self) -> int:
+    """The compiler's estimate for everything but Pallas kernels."""
+    return sum(layer.cycles for layer in self.layers)
+
+
+def read_program(text: str, modules: Iterable[str]) -> Program:
+  """Adds up what the text of an optimised program says.
+
+  Args:
+    text: from `compiled.as_text()`, of a program compiled for TPU.
+    modules: names of the model's modules, without their parents' names.
+  """
+  computations, entry = parse(text)
+  times, fused, unknown_loops = _executions(computations, entry)
+  modules = frozenset(modules)
+  cycles, bytes_ = collections.Counter(), 0
+  counts, sizes = collections.Counter(), collections.Counter()
+  kernels = []
+  for called, runs in times.items():
+    computation = computations[called]
+    for instruction in computation.values():
+      kind = instruction.collective
+      if kind:
+        counts[kind] += runs
+        sizes[kind] += runs * instruction.collective_bytes
+      if called in fused:
+        continue
+      layer = layer_of(instruction.op_name, modules)
+      cycles[layer] += runs * instruction.cycles
+      bytes_ += runs * _hbm_bytes(instruction, computation, computations)
+      if 'custom_call_target="tpu_custom_call"' in instruction.rest:
+        name = re.sub(r"/pallas_call$", "", instruction.op_name)
+        name = name.rpartition("/")[2]
+        kernels.append(KernelCall(name, layer, runs, instruction.signature))
+  return Program(
+    layers=tuple(Layer(*item) for item in cycles.most_common() if item[1]),
+    hbm_bytes=bytes_,
+    collectives=tuple(
+      Collective(kind, counts[kind], sizes[kind]) for kind in sorted(counts)
+    ),
+    kernels=tuple(kernels),
+    unknown_loops=unknown_loops,
+  )
+
+
+def layer_of(op_name: str, modules: frozenset[str]) -> str:
+  """The module of an operation, to two levels, from the path of its name.
+
+  Whatever else is in the path, such as `transpose(jvp(Network))` and
+  `rematted_computation`, is no module, so that forward, backward and what is
+  computed again meet under one name.
+  """
+  first = op_name.split(";")[0].replace("\\'", "'")
+  parts = re.split(r"[/\[\]']+", first)
+  # The last one is the operation, which may be called as a module is.
+  found = [part for part in parts[:-1] if part in modules]
+  if found:
+    return "/".join(found[:2])
+  return BETWEEN if re.search(r"\bNetwork\b", first) else OUTSIDE
+
+
+def _executions(computations, entry):
+  """How often each computation runs; which are fused; unknown loops."""
+  times, fused = collections.Counter(), set()
+  unknown_loops = 0
+
+  def visit(name, runs, inside):
+    nonlocal unknown_loops
+    times[name] += runs
+    if inside:
+      fused.add(name)
+    for instruction in computations[name].values():
+      if instruction.collective:
+        continue  # What it calls adds two numbers.
+      turns = 1
+      if instruction.opcode == "while":
+        turns = _turns(computations, instruction)
+        unknown_loops += turns is None
+      for called in instruction.called:
+        if called in computations:
+          # Only these run their instructions one by one.
+          steps = instruction.opcode in ("while", "conditional", "call")
+          steps = steps or instruction.opcode == "async-start"
+          visit(called, runs * (turns or 1), inside or not steps)
+
+  visit(entry, 1, False)
+  return times, fused, unknown_loops
+
+
+def _turns(computations, loop):
+  """Turns of a loop, whose condition compares a count from 0 with a constant.
+
+  JAX's scans and loops of known length are such; None for others.
+  """
+  condition = _CONDITION.search(loop.rest)[1]
+  names, constants = [condition], []
+  while names:
+    for instruction in computations[names.pop()].values():
+      names += instruction.called
+      if instruction.opcode == "constant":
+        constants.append(instruction.rest.partition(")")[0].strip("("))
+  known = len(constants) == 1 and constants[0].isdigit()
+  return int(constants[0]) if known else None
+
+
+# ----------------------------------------------------------------- the bytes
+
+
+def _hbm_bytes(instruction, computation, computations):
+  """Bytes that an instruction reads from and writes to HBM."""
+  opcode = instruction.opcode
+  if opcode in _FREE or opcode.endswith("-done"):
+    return 0
+  if 'custom_call_target="ConcatBitcast"' in instruction.rest:
+    return 0
+  if opcode in ("copy-start", "slice-start"):
+    # (source, target, flag), in either order: what moves is the smaller.
+    ends = [array for array in instruction.arrays if array.dims]
+    if not ends:
+      return 0
+    moved = min(array.tiled_bytes for array in ends)
+    return moved * sum(array.in_hbm for array in ends)
+  total = sum(a.tiled_bytes for a in instruction.arrays if a.in_hbm)
+  body = {}
+  if opcode == "fusion":
+    body = computations.get(next(iter(instruction.called), None), {})
+  for number, name in enumerate(instruction.operands):
+    source = computation.get(name)
+    if source is None:
+      continue
+    arrays = [array for array in source.arrays if array.in_hbm]
+    size = sum(array.tiled_bytes for array in arrays)
+    if size and body:
+      size = min(size, _read_of(body, number, size))
+    total += size
+  return total
+
+
+def _read_of(body, number, whole):
+  """Bytes that a fusion reads of one operand: of slices, only these."""
+  parameter = next(
+    (
+      name
+      for name, instruction in body.items()
+      if instruction.opcode == "parameter"
+      and instruction.rest.startswith(f"({number})")
+    ),
+    None,
+  )
+  users = [
+    instruction
+    for instruction in body.values()
+    if parameter in instruction.operands
+  ]
+  if not users or any(
+    user.opcode not in ("slice", "dynamic-slice") for user in users
+  ):
+    return whole
+  return sum(array.tiled_bytes for user in users for array in user.arrays)

@@ -1,0 +1,159 @@
+"""Cycles of Pallas kernels, from the schedules that the compiler made of them.
+
+The compiler gives no estimate for a kernel. But it decides at which cycle each
+instruction is issued, and writes that down if it is asked to: bundles, one a
+cycle, in loops. So every kernel of a step is compiled alone, and its bundles
+are counted, those in a loop as often as it turns. Waiting for memory is not in
+such a count, and branches that are not taken are: it is good for ratios.
+"""
+
+import math
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+# What the compiler calls dtypes.
+_DTYPES = {"bool": "pred", "bfloat16": "bf16"}
+_KINDS = {"float": "f", "int": "s", "uint": "u"}
+_ADDRESS = re.compile(r"^ *(0x[0-9a-f]+|0) [^:]*: ")
+_BRANCH = re.compile(r"sbr\.rel [^;]*target bundleno = (\d+)")
+_EXIT = re.compile(r"totalorder \S+, (\S+) /\* loop exit test")
+# Turns of the loop over the grid in which data come in and go out alone.
+_PIPELINE = 2
+
+
+def measure(
+  step: Any, arguments: tuple[Any, ...], mesh: Mesh, dump: str
+) -> dict[str, int | None]:
+  """Compiles the Pallas kernels of a step, one by one, and counts cycles.
+
+  The compiler must have been told to dump into `dump` before it was loaded.
+
+  Args:
+    step: a jitted function.
+    arguments: the shapes of its arguments.
+    mesh: of the slice.
+    dump: a folder for the compiler's files; what is in it is removed.
+
+  Returns:
+    From "NAME SHAPES", as `halonet.cost.hlo.KernelCall` has them, to cycles of
+    one call; None where the compiler left no schedule that can be read.
+  """
+  cycles = {}
+  for equation in _kernels(step.trace(*arguments).jaxpr.jaxpr):
+    name = equation.params["name"]
+    shapes = ">".join(
+      ",".join(_shape(variable.aval) for variable in side)
+      for side in (equation.invars, equation.outvars)
+    )
+    key = f"{name} {shapes}"
+    if key in cycles:
+      continue
+    folder = pathlib.Path(dump)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    _compile(equation, mesh)
+    steps = math.prod(equation.params["grid_mapping"].grid)
+    schedules = list(_schedules(folder))
+    cycles[key] = None
+    if len(schedules) == 1:
+      cycles[key] = count_cycles(schedules[0].read_text(), steps)
+  return cycles
+
+
+def count_cycles(schedule: str, steps: int) -> int | None:
+  """Cycles in which a kernel issues its instructions.
+
+  Args:
+    schedule: the text of the compiler's "packed-bundles-post-ra".
+    steps: of the kernel's grid. Where a chip's two cores share them, they are
+      counted for one.
+
+  Returns:
+    None if a loop's length is not known before the kernel runs.
+  """
+  last, limit = -1, None
+  loops = []  # (first bundle, last bundle, turns)
+  for line in schedule.splitlines():
+    address = _ADDRESS.match(line)
+    if address:
+      last = int(address[1], 16)
+    found = _EXIT.search(line)
+    limit = found[1] if found else limit
+    for branch in _BRANCH.findall(line):
+      if int(branch) > last:
+        continue  # A branch forwards.
+      if limit is None or not limit.isdigit():
+        return None
+      loops.append((int(branch), last, int(limit)))
+      limit = None
+  cycles = [1] * (last + 1)
+  for first, end, turns in loops:
+    outermost = not any(
+      low <= first and end <= high and (low, high) != (first, end)
+      for low, high, _ in loops
+    )
+    if outermost and turns - _PIPELINE in (steps, -(-steps // 2)):
+      turns -= _PIPELINE
+    for bundle in range(first, end + 1):
+      cycles[bundle] *= turns
+  return sum(cycles)
+
+
+def _schedules(folder):
+  """Files with a kernel's bundles among what the compiler has dumped."""
+  for path in folder.glob("*-schedule-analysis_packed-bundles-post-ra.txt"):
+    text = path.read_text()
+    call = re.search(r'%(\S+) = [^\n]*"tpu_custom_call"', text)
+    # The whole program has an analysis, too, and other names.
+    if call and f"-{call[1]}-" in path.name:
+      yield from folder.glob(f"*-{call[1]}-[0-9]*-packed-bundles-post-ra.txt")
+
+
+def _kernels(jaxpr: Any) -> Iterator[Any]:
+  """The calls of Pallas kernels in a jaxpr and in all that it calls."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "pallas_call":
+      yield equation
+      continue
+    for inner in jax.tree.leaves(
+      list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+    ):
+      inner = getattr(inner, "jaxpr", inner)
+      if hasattr(inner, "eqns"):
+        yield from _kernels(inner)
+
+
+def _shape(aval):
+  name = _DTYPES.get(aval.dtype.name)
+  if name is None:
+    kind, bits = re.fullmatch(r"([a-z]+)(\w+)", aval.dtype.name).groups()
+    name = _KINDS[kind] + bits.replace("_", "")
+  return f"{name}[{','.join(map(str, aval.shape))}]"
+
+
+def _compile(equation, mesh):
+  """Compiles one kernel, as each device of the slice runs it."""
+
+  def call(*arguments):
+    return equation.primitive.bind(*arguments, **equation.params)
+
+  jax.jit(
+    jax.shard_map(
+      call,
+      mesh=mesh,
+      in_specs=PartitionSpec(),
+      out_specs=PartitionSpec(),
+      check_vma=False,
+    )
+  ).lower(
+    *(
+      jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
+      for variable in equation.invars
+    )
+  ).compile()
