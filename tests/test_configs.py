@@ -25,7 +25,7 @@ from halonet.training.step import make_train_step
 
 FILES = [
   "configs/digits.py",
-  *map(str, pathlib.Path("configs").rglob("*/*.py")),
+  *map(str, pathlib.Path("configs/imagenet").glob("*.py")),
 ]
 
 

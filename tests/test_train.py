@@ -68,6 +68,8 @@ def test_a_run_says_what_it_does_and_ends_with_its_accuracy(trained):
   assert any("images/s" in line and "ETA" in line for line in lines)
   assert "Traceback" not in output and "Warning" not in output
   assert results["steps"] == 24 and results["test_images"] == 450
+  assert results["peak_memory_of"] == "process"
+  assert results["peak_memory_bytes"] > 2**27  # Of JAX and TensorFlow alone.
   assert sorted(losses(workdir)) == list(range(1, 25))
   assert list((workdir / "tensorboard").iterdir())
   kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}

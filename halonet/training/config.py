@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -123,7 +124,7 @@ def load_config(
   Raises:
     UsageError: that names the field, the value and the remedy.
   """
-  from_file = _read(source)
+  from_file = ml_collections.ConfigDict(read_file(source))
   pairs = [_split_override(override) for override in overrides]
 
   config = default_config()
@@ -162,6 +163,11 @@ def create_model(config: ml_collections.ConfigDict, num_classes: int):
     )
   except ValueError as error:
     raise UsageError(f"config.model: {error}") from None
+
+
+def field_names(config: ml_collections.ConfigDict) -> list[str]:
+  """All fields that can be set, with dots between a part and its field."""
+  return list(_flatten(config))
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -225,7 +231,8 @@ def differences(
   )
 
 
-def _read(source):
+def read_file(source: str) -> dict[str, Any] | ml_collections.ConfigDict:
+  """Calls the `get_config` of `FILE`, or `FILE:ARG`; UsageError if it fails."""
   path, _, argument = source.partition(":")
   path = pathlib.Path(path)
   if not path.is_file():
@@ -237,10 +244,12 @@ def _read(source):
   try:
     spec.loader.exec_module(module)
     config = module.get_config(*([argument] if argument else []))
-    return ml_collections.ConfigDict(config)
   except (Exception, SystemExit) as error:  # Whatever the user's file does.
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     raise UsageError(f"--config: {source} fails: {reason}") from error
+  if not isinstance(config, dict | ml_collections.ConfigDict):
+    raise UsageError(f"--config: {source} gives {config!r}; it must be a dict")
+  return config
 
 
 def _split_override(override):

@@ -19,6 +19,7 @@ from halonet.training import optimizer as optimizer_lib
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.evaluation import evaluate
 from halonet.training.flops import peak_flops, training_flops
+from halonet.training.memory import peak_memory
 from halonet.training.metrics import Progress, open_writer
 from halonet.training.processes import say, together
 from halonet.training.profiler import Profiler
@@ -266,6 +267,7 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
   if evaluation is None:  # Stopped between the last save and the result.
     evaluation, averaged = evaluate(eval_step, state, test_split, config, mesh)
   chosen = averaged or evaluation
+  memory, whose = peak_memory()
   results = {
     **_test_figures(evaluation, averaged),
     "test_correct": chosen.correct,
@@ -274,6 +276,9 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
     "checkpoint": step,
     "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
     "images_per_second": progress.images_per_second,
+    # Since this process began: not of one before, from which it went on.
+    "peak_memory_bytes": memory,
+    "peak_memory_of": whose,
     "device": f"{mesh.size} × {device.device_kind}",
     "jax": jax.__version__,
   }

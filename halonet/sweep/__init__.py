@@ -1,0 +1,1 @@
+"""Grids of trainings, shared by any number of workers, and their report."""

@@ -1,0 +1,204 @@
+"""What a sweep trains: a base config, and fields with several values.
+
+All values are texts here, as they stand on the command line behind
+`--config.FIELD=`: that is how a trial's training gets them.
+"""
+
+import ast
+import dataclasses
+import itertools
+import re
+import zlib
+from typing import Any
+
+import ml_collections
+
+from halonet.errors import UsageError, unknown
+from halonet.training import config as config_lib
+
+_FIELDS = ("base", "set", "grid", "seeds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """One trial of a grid.
+
+  Attributes:
+    values: of the fields of the grid, with the seed.
+    name: of the folder in which it trains.
+  """
+
+  values: dict[str, str]
+  name: str
+
+  @property
+  def setting(self) -> dict[str, str]:
+    """The values but for the seed, which is a repetition."""
+    return {field: v for field, v in self.values.items() if field != "seed"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """A grid of trainings.
+
+  Attributes:
+    base: the config, as `--config` of the training takes it.
+    changes: fields of it that have another value in all trials.
+    grid: fields with the values that are combined, the seeds as the last.
+  """
+
+  base: str
+  changes: dict[str, str]
+  grid: dict[str, tuple[str, ...]]
+
+  def points(self) -> list[Point]:
+    """All combinations, the last field running fastest."""
+    short = [field.rpartition(".")[2] for field in self.grid]
+    labels = {
+      field: name if short.count(name) == 1 else field
+      for field, name in zip(self.grid, short, strict=True)
+    }
+    points = []
+    for texts in itertools.product(*self.grid.values()):
+      values = dict(zip(self.grid, texts, strict=True))
+      name = ",".join(
+        f"{labels[f]}={_slug(text)}" for f, text in values.items()
+      )
+      points.append(Point(values, name))
+    return points
+
+  def overrides(self, point: Point | None = None) -> list[str]:
+    """The `field=value` of a trial, or of what all trials share."""
+    fields = self.changes | (point.values if point else {})
+    return [f"{field}={text}" for field, text in fields.items()]
+
+  def config(self, point: Point | None = None) -> ml_collections.ConfigDict:
+    """The complete config of a trial; UsageError if it is impossible."""
+    return config_lib.load_config(self.base, self.overrides(point))
+
+  def to_dict(self) -> dict[str, Any]:
+    """What makes it this sweep and no other; for `differences`."""
+    return {
+      "grid": {field: list(texts) for field, texts in self.grid.items()},
+      "config": config_lib.to_json(self.config()),
+    }
+
+
+def read_sweep(
+  source: str,
+  changes: dict[str, str] | None = None,
+  grid: dict[str, str] | None = None,
+  seeds: str | None = None,
+) -> Sweep:
+  """Reads a sweep's config file, `FILE` or `FILE:ARG`.
+
+  Args:
+    source: `configs/sweeps/window.py` says what its `get_config` returns.
+    changes: field → value, more of what the file's `set` holds.
+    grid: field → values with commas between, in place of the file's.
+    seeds: the same for the seeds.
+
+  Raises:
+    UsageError: that names the field, the value and the remedy.
+  """
+  file = dict(config_lib.read_file(source))
+  for field in file:
+    if field not in _FIELDS:
+      raise UsageError(f"{source}: {unknown('field', field, _FIELDS)}")
+  if not isinstance(file.get("base"), str):
+    raise UsageError(
+      f"{source}: base is {file.get('base')!r}; it must be a config file, such"
+      " as configs/digits.py"
+    )
+  values = {
+    field: _listed(f"{source}: grid {field}", given)
+    for field, given in dict(file.get("grid", {})).items()
+  }
+  values |= {
+    field: _split(f"--grid.{field}", text)
+    for field, text in (grid or {}).items()
+  }
+  if "seed" in values:
+    raise UsageError("the grid holds seed; its values are those of seeds")
+  if seeds is not None:
+    values["seed"] = _split("--seeds", seeds)
+  else:
+    values["seed"] = _listed(f"{source}: seeds", file.get("seeds", (0,)))
+  fixed = {field: _text(v) for field, v in dict(file.get("set", {})).items()}
+  fixed |= changes or {}
+  for field in fixed:
+    if field in values:
+      option = "--seeds" if field == "seed" else f"--grid.{field}"
+      raise UsageError(
+        f"config.{field} is {fixed[field]} and has values in the grid, too; to"
+        f" have but this one, write {option}={fixed[field]}"
+      )
+  sweep = Sweep(file["base"], fixed, values)
+  known = config_lib.field_names(sweep.config())
+  for field in values:
+    if field not in known:  # Else every trial would be refused for it.
+      raise UsageError(f"--grid.{field}: {unknown('field', field, known)}")
+  return sweep
+
+
+def differences(
+  old: dict[str, Any], new: dict[str, Any]
+) -> tuple[list[str], list[str]]:
+  """Lists in what two sweeps' `to_dict` differ, as `field: old → new`.
+
+  Returns:
+    What makes another sweep, and what may change: it does not change what is
+    learned.
+  """
+  grids = old["grid"], new["grid"]
+  refused = [
+    f"grid {field}: {' '.join(grids[0].get(field, ['absent']))} →"
+    f" {' '.join(grids[1].get(field, ['absent']))}"
+    for field in sorted(grids[0].keys() | grids[1].keys())
+    if grids[0].get(field) != grids[1].get(field)
+  ]
+  lists = config_lib.differences(
+    config_lib.from_json(old["config"]), config_lib.from_json(new["config"])
+  )
+  in_both = grids[0].keys() & grids[1].keys()
+  other, changed = (
+    # Of a field of the grid, the base's own value counts for nothing.
+    [text for text in texts if text.partition(":")[0] not in in_both]
+    for texts in lists
+  )
+  return refused + other, changed
+
+
+def _text(value):
+  return value if isinstance(value, str) else repr(value)
+
+
+def _listed(name, values):
+  if not isinstance(values, tuple | list):
+    raise UsageError(f"{name} is {values!r}; it must be a tuple of values")
+  return _checked(name, [_text(value) for value in values])
+
+
+def _split(name, text):
+  """Values with commas between; those within brackets belong to a value."""
+  try:
+    values = ast.literal_eval(f"[{text}]")
+  except (ValueError, SyntaxError):  # Bare words.
+    values = [word.strip() for word in text.split(",")]
+  return _checked(name, [_text(value) for value in values])
+
+
+def _checked(name, texts):
+  if not texts or not all(texts):
+    raise UsageError(f"{name} lacks a value; write such as 2,4")
+  if len(set(texts)) < len(texts):
+    raise UsageError(f"{name} is {', '.join(texts)}: one of them stands twice")
+  return tuple(texts)
+
+
+def _slug(text):
+  """A value as a part of a folder's name."""
+  slug = re.sub(r"[^\w.+-]+", "-", text).strip("-")[-40:]
+  if slug == text:
+    return text
+  return f"{slug}-{zlib.crc32(text.encode()):08x}"

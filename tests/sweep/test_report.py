@@ -1,0 +1,197 @@
+"""The report, from rows: means and spreads, figures, the page alone."""
+
+import csv
+import html.parser
+import io
+import itertools
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from halonet.sweep import figures, page, report
+from halonet.sweep.rows import Row
+
+ACCURACIES = {
+  (2, 0): (0.90, 0.92),
+  (2, 1): (0.93, 0.95),
+  (4, 0): (0.91, 0.96),
+}
+
+
+def done(block, halo, seed, accuracy, **more):
+  return Row(
+    values={
+      "model.block_size": str(block),
+      "model.halo_size": str(halo),
+      "seed": str(seed),
+    },
+    status="done",
+    accuracy=accuracy,
+    loss=1 - accuracy,
+    parameters=1234567,
+    flops=10**9 * (block + halo),
+    attention_bytes=2**20,
+    peak_memory_bytes=2**30 * (1 + halo),
+    peak_memory_of="device",
+    images_per_second=100.0 - 10 * block,
+    block_size=block,
+    halo_size=halo,
+    device="1 × TPU v4",
+  )
+
+
+@pytest.fixture
+def trials():
+  rows = [
+    done(block, halo, seed, accuracy)
+    for (block, halo), found in ACCURACIES.items()
+    for seed, accuracy in enumerate(found)
+  ]
+  values = {"model.block_size": "4", "model.halo_size": "1"}
+  return [
+    *rows,
+    Row(values | {"seed": "0"}, "failed", 'loss is <nan> | "at" step 3'),
+    Row(values | {"seed": "1"}, "pending"),
+  ]
+
+
+def test_the_csv_has_every_trial(trials):
+  lines = list(csv.DictReader(io.StringIO(report.to_csv(trials))))
+  assert len(lines) == len(trials)
+  assert [line["status"] for line in lines[-2:]] == ["failed", "pending"]
+  assert lines[-2]["reason"] == trials[-2].reason
+  for line, row in zip(lines, trials, strict=True):
+    assert line["seed"] == row.values["seed"]
+    if row.accuracy is not None:
+      assert float(line["accuracy"]) == row.accuracy
+      assert int(line["flops"]) == row.flops
+    else:
+      assert line["accuracy"] == line["flops"] == ""
+
+
+def test_the_table_has_means_and_spreads(trials):
+  head, _, *lines = report.to_markdown(report.settings(trials)).splitlines()
+  titles = [cell.strip() for cell in head.split("|")[1:-1]]
+  assert "peak device memory, MiB" in titles and "GFLOPs / image" in titles
+  assert len(lines) == 4
+  for line, found in zip(lines, ACCURACIES.values(), strict=False):
+    cells = dict(
+      zip(titles, (c.strip() for c in line.split("|")[1:-1]), strict=True)
+    )
+    mean, spread = np.mean(found), np.std(found, ddof=1)
+    assert cells["accuracy, %"] == f"{100 * mean:.2f} ± {100 * spread:.2f}"
+    assert cells["parameters"] == "1,234,567"
+    assert cells["seeds"] == "2 of 2" and cells["status"] == "done"
+  assert "| 0 of 2 | 1 failed, 1 pending | loss is <nan> \\| " in lines[-1]
+
+
+def test_one_seed_has_no_spread():
+  (setting,) = report.settings([done(2, 1, 0, 0.5)])
+  assert setting.spread("accuracy") is None and setting.window == 4
+  assert "| 50.00 |" in report.to_markdown([setting])
+  (equal,) = report.settings([done(2, 1, seed, 0.5) for seed in (0, 1)])
+  assert "| 50.00 ± 0.00 |" in report.to_markdown([equal])
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+  random = np.random.default_rng(0)
+  for less, trial in itertools.product((True, False), range(50)):
+    points = [tuple(map(float, p)) for p in random.integers(0, 6, (trial, 2))]
+    sign = 1 if less else -1
+
+    def beaten(point, points=points, sign=sign):
+      cost, accuracy = point
+      return any(
+        sign * c <= sign * cost and a >= accuracy and (c, a) != point
+        for c, a in points
+      )
+
+    front = [points[i] for i in figures.pareto(points, less)]
+    assert sorted(front) == sorted({p for p in points if not beaten(p)})
+
+
+def test_a_curve_for_each_block_and_other_field(trials):
+  found = figures.curves(report.settings(trials[:-2]))
+  assert {k: [s.first("halo_size") for s in v] for k, v in found.items()} == {
+    "block 2": [0, 1],
+    "block 4": [0],
+  }
+  other = [
+    Row(**{**vars(row), "values": row.values | {"model.rb": rb}})
+    for row in trials[:-2]
+    for rb in ("1.0", "2.0")
+  ]
+  assert len(figures.curves(report.settings(other))) == 4
+
+
+class Reader(html.parser.HTMLParser):
+  """Collects the cells of tables, and whatever a page asks for."""
+
+  def __init__(self):
+    super().__init__()
+    self.rows, self.asked = [], []
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    self.asked += [attributes[n] for n in ("src", "href") if n in attributes]
+    if tag == "tr":
+      self.rows.append([])
+    if tag in ("td", "th"):
+      self.rows[-1].append([attributes.get("data-value"), ""])
+
+  def handle_data(self, data):
+    if self.rows and self.rows[-1]:
+      self.rows[-1][-1][1] += data
+
+
+def test_the_report_is_written_and_the_page_stands_alone(trials, tmp_path):
+  folder = str(tmp_path / "run" / "report")
+  assert not report.is_written(folder)
+  names = report.write(trials, folder)
+  assert report.is_written(folder)
+  assert sorted(names) == sorted(
+    path.name for path in (tmp_path / "run" / "report").iterdir()
+  )
+  for name in (figures.WINDOW, figures.COSTS):
+    with Image.open(tmp_path / "run" / "report" / name) as image:
+      assert image.width == 1600
+      assert len(image.getcolors(2**24)) > 100
+  text = (tmp_path / "run" / "report" / report.PAGE).read_text()
+  reader = Reader()
+  reader.feed(text)
+  assert len(reader.asked) == 2
+  assert all(where.startswith("data:image/png;") for where in reader.asked)
+  assert not re.search(r"https?://|@import|url\(", text)
+  head, *lines = reader.rows
+  assert len(lines) == 4
+  accuracy = [title for _, title in head].index("accuracy, %")
+  keys = [line[accuracy][0] for line in lines]
+  assert [float(key) for key in keys[:-1]] == pytest.approx(
+    [np.mean(found) for found in ACCURACIES.values()]
+  )
+  assert keys[-1] == ""
+  assert trials[-2].reason in lines[-1][-1][1]
+  assert "<nan>" not in text
+
+
+def test_a_grid_without_attention(tmp_path):
+  """As of a ResNet: it has costs, and no window."""
+  row = Row(
+    {"model.rb": "4.0", "seed": "0"},
+    "done",
+    accuracy=0.5,
+    loss=1.0,
+    flops=10**9,
+    images_per_second=5.0,
+  )
+  names = report.write([row], str(tmp_path))
+  assert figures.COSTS in names and figures.WINDOW not in names
+
+
+def test_a_grid_of_which_nothing_is_done(trials, tmp_path):
+  names = report.write(trials[-2:], str(tmp_path))
+  assert names == [report.CSV, report.TABLE, report.PAGE]
+  assert "1 failed, 1 pending" in (tmp_path / report.PAGE).read_text()
+  assert page.render([], {}).count("<tr>") == 1

@@ -1,0 +1,317 @@
+"""Workers that share a grid: with Optuna's storages, and a stand-in to train.
+
+What is trained for real is in tests/test_sweep.py.
+"""
+
+import collections
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+
+from halonet.errors import UsageError
+from halonet.sweep import rows, study, training
+from halonet.sweep.grid import Sweep
+from halonet.sweep.trials import Worker, load
+
+CHILD = (sys.executable, str(pathlib.Path(__file__).parent / "stand_in.py"))
+HALOS = ("0", "1", "2", "3")
+# A worker in a process of its own.
+SCRIPT = f"""
+from halonet import command
+from halonet.sweep.grid import Sweep
+from halonet.sweep.trials import Worker
+import sys
+
+def main():
+  workdir, url = sys.argv[1:]
+  sweep = Sweep("configs/digits.py", {{}}, {{"model.halo_size": {HALOS},
+    "seed": ("0",)}})
+  worker = Worker(sweep, workdir, url, {CHILD}, heartbeat=1, grace=2)
+  worker.run()
+
+command.run(main)
+"""
+
+
+def sweep(halos=HALOS, **more):
+  grid = {"model.halo_size": halos, **more, "seed": ("0",)}
+  return Sweep("configs/digits.py", {}, grid)
+
+
+def start(workdir, url, seconds=0.0):
+  return subprocess.Popen(
+    [sys.executable, "-c", SCRIPT, str(workdir), url],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=os.environ | {"STEP_SECONDS": str(seconds)},
+  )
+
+
+def end(process):
+  output, _ = process.communicate(timeout=60)
+  return process.returncode, output
+
+
+def starts(workdir):
+  """(folder, first step, worker) of every training that was begun."""
+  lines = (workdir / "starts").read_text().splitlines()
+  return [(name, int(step), pid) for name, step, pid in map(str.split, lines)]
+
+
+def wait_until(condition):
+  deadline = time.monotonic() + 30
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+SLOW_JOURNAL = pytest.param("journal", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["sqlite", SLOW_JOURNAL])
+def url(request, tmp_path):
+  if request.param == "sqlite":
+    return f"sqlite:///{tmp_path}/sweep.db"
+  return f"journal:{tmp_path}/shared/journal.log"
+
+
+def test_two_workers_share_a_grid(tmp_path, url):
+  workers = [start(tmp_path / "run", url, 0.05) for _ in range(2)]
+  for code, output in map(end, workers):
+    assert code == 0, output
+  begun = starts(tmp_path / "run")
+  names = [name for name, _, _ in begun]
+  assert sorted(names) == [f"halo_size={halo},seed=0" for halo in HALOS]
+  assert len({worker for _, _, worker in begun}) == 2
+  worker = Worker(sweep(), str(tmp_path / "run"), url, CHILD)
+  ledger = worker.ledger()
+  assert ledger.is_complete and ledger.count(rows.DONE) == 4
+  assert [row.accuracy for row in ledger.rows] == [0.0, 0.1, 0.2, 0.3]
+  # Nothing is done again.
+  worker.run()
+  assert starts(tmp_path / "run") == begun
+
+
+@pytest.mark.parametrize(
+  ("url", "elsewhere"),
+  [
+    ("sqlite", False),
+    ("journal", True),
+    pytest.param("sqlite", True, marks=pytest.mark.slow),
+  ],
+  indirect=["url"],
+)
+def test_a_killed_workers_trial_is_taken_up(tmp_path, url, elsewhere):
+  workdir = tmp_path / "run"
+  first = start(workdir, url, 0.05)
+  wait_until(lambda: list(workdir.glob("halo*/step")))
+  (saved,) = workdir.glob("halo*/step")
+  wait_until(lambda: int(saved.read_text() or 0) >= 5)
+  first.kill()
+  end(first)
+  opened, _ = load(str(workdir), url)
+  (trial,) = opened.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+  pulse = pathlib.Path(trial.user_attrs["lock 0"])
+  assert study.is_held(str(pulse)) is False
+  if elsewhere:  # No lock to be seen: the heartbeat must tell.
+    pulse.unlink()
+  begun = time.monotonic()
+  code, output = end(start(workdir, url))
+  assert code == 0, output
+  assert not elsewhere or time.monotonic() - begun > 2
+  counted = collections.Counter(name for name, _, _ in starts(workdir))
+  assert counted.pop(saved.parent.name) == 2
+  assert set(counted.values()) == {1}
+  (again,) = [
+    step
+    for name, step, _ in starts(workdir)
+    if name == saved.parent.name and step
+  ]
+  assert again == 15  # What it saved after its worker had gone.
+  assert Worker(sweep(), str(workdir), url, CHILD).ledger().is_complete
+  pulse.unlink(missing_ok=True)
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
+  workdir = tmp_path / "run"
+  url = f"sqlite:///{tmp_path}/sweep.db"
+  first = start(workdir, url, 0.05)
+  wait_until(lambda: list(workdir.glob("halo*/step")))
+  first.send_signal(signal.SIGTERM)
+  code, output = end(first)
+  assert code == 128 + signal.SIGTERM
+  last = output.splitlines()[-1]
+  assert last.startswith("error: SIGTERM: ") and "same command" in last
+  assert "Traceback" not in output
+  worker = Worker(sweep(), str(workdir), url, CHILD)
+  assert worker.ledger().count(rows.PENDING) == 4
+  assert worker.run().count(rows.DONE) == 4
+  assert sum(step > 0 for _, step, _ in starts(workdir)) == 1
+
+
+def test_what_fails_is_a_row_and_the_sweep_goes_on(tmp_path, capfd):
+  grid = sweep(("1", "-1"), **{"model.rb": ("1.0", "2.0", "3.0", "4.0", "5.0")})
+  worker = Worker(grid, str(tmp_path), child=CHILD)
+  found = {
+    (row.values["model.halo_size"], row.values["model.rb"]): row
+    for row in worker.run().rows
+  }
+  for (halo, _), row in found.items():
+    if halo == "-1":
+      assert row.status == rows.INFEASIBLE
+      assert "halo_size is -1; it must be at least 0" in row.reason
+  ends = {
+    rb: (row.status, row.reason) for (h, rb), row in found.items() if h > "0"
+  }
+  assert ends["1.0"] == (rows.DONE, "")
+  assert ends["2.0"] == (rows.FAILED, "loss is nan at step 3")
+  assert ends["3.0"] == (rows.INFEASIBLE, "config.batch_size is odd")
+  assert ends["4.0"][0] == rows.FAILED
+  assert ends["4.0"][1].startswith("out of memory: E0000 RESOURCE_EXHAUSTED")
+  assert ends["5.0"][0] == rows.FAILED and "SIGKILL" in ends["5.0"][1]
+  assert len(starts(tmp_path)) == 5
+  assert "Traceback" not in "".join(capfd.readouterr())
+
+  # None of them is tried again, unless it is asked for.
+  worker.run()
+  assert len(starts(tmp_path)) == 5
+  assert worker.retry_failed() == 9
+  assert worker.ledger().count(rows.PENDING) == 9
+  assert worker.run().count(rows.DONE) == 1
+  assert len(starts(tmp_path)) == 9
+
+  # Another grid or another config has no business here.
+  with pytest.raises(UsageError, match="grid model.rb: 1.0 2.0 .* → absent"):
+    Worker(sweep(), str(tmp_path), child=CHILD)
+  changed = Sweep("configs/digits.py", {"batch_size": "32"}, grid.grid)
+  with pytest.raises(UsageError, match="\\(batch_size: 64 → 32\\); undo"):
+    Worker(changed, str(tmp_path), child=CHILD)
+  capfd.readouterr()
+  changed = Sweep("configs/digits.py", {"log_every": "7"}, grid.grid)
+  Worker(changed, str(tmp_path), child=CHILD)
+  assert "Changed since this sweep began: config.log_every: 50 → 7" in (
+    capfd.readouterr().out
+  )
+
+
+def test_a_workdir_by_another_path(tmp_path):
+  worker = Worker(sweep(("1",)), str(tmp_path / "run"), child=CHILD)
+  worker.run()
+  other = os.path.relpath(tmp_path / "run")
+  assert Worker(sweep(("1",)), other, child=CHILD).ledger().is_complete
+  opened, _ = load(other, None)
+  assert len(opened.trials) == 1
+
+
+def test_two_workers_that_take_the_same_trial(tmp_path):
+  """The grid sampler may hand a point out twice at one moment."""
+  worker = Worker(sweep(("1",)), str(tmp_path), child=CHILD)
+  choices = {
+    f: optuna.distributions.CategoricalDistribution(texts)
+    for f, texts in worker.sweep.grid.items()
+  }
+  worker.study.add_trial(
+    optuna.create_trial(
+      state=optuna.trial.TrialState.RUNNING,
+      params=worker.points[0].values,
+      distributions=choices,
+    )
+  )
+  with training.StopSignals() as stop, study.pulse() as lock:
+    worker._train_one(stop, lock)
+  assert not (tmp_path / "starts").exists()
+  assert worker.ledger().rows[0].status == rows.RUNNING
+
+
+def test_a_worker_that_was_taken_for_dead(tmp_path, monkeypatch):
+  worker = Worker(sweep(("1", "2")), str(tmp_path), child=CHILD)
+  runs = []
+  run = training.run
+
+  def suspended(*arguments):
+    if not runs:
+      trial = worker.study.get_trials()[0]
+      worker.study._storage.set_trial_state_values(
+        trial._trial_id, optuna.trial.TrialState.FAIL
+      )
+    runs.append(arguments)
+    return run(*arguments)
+
+  monkeypatch.setattr(training, "run", suspended)
+  assert worker.run().count(rows.DONE) == 2
+  assert len(runs) == 3
+
+
+def test_a_worker_that_dies_on_a_trial_again_and_again(tmp_path):
+  worker = Worker(sweep(("1",)), str(tmp_path), child=CHILD)
+  choices = {
+    f: optuna.distributions.CategoricalDistribution(texts)
+    for f, texts in worker.sweep.grid.items()
+  }
+  worker.study.add_trial(
+    optuna.create_trial(
+      state=optuna.trial.TrialState.FAIL,
+      params=worker.points[0].values,
+      distributions=choices,
+      system_attrs={"retry_history": list(range(study.MAX_RETRIES))},
+    )
+  )
+  (row,) = worker.run().rows
+  assert row.status == rows.FAILED and row.reason == "its worker died 21 times"
+
+
+def test_slips(tmp_path):
+  (tmp_path / "config.json").touch()
+  with pytest.raises(UsageError, match="is the folder of a single run"):
+    Worker(sweep(), str(tmp_path))
+  with pytest.raises(UsageError, match="gs://b/x cannot hold .*--storage="):
+    Worker(sweep(), "gs://b/x")
+  for url in ("nonsense", "postgresql://host/name", f"sqlite:///{tmp_path}"):
+    with pytest.raises(UsageError, match=f"--storage {url} cannot be opened"):
+      study.open_storage(url)
+  with pytest.raises(UsageError) as caught:
+    study.open_storage("postgresql://me:secret@host/name")
+  assert "me:***@host/name cannot" in str(caught.value)
+  assert "secret" not in str(caught.value)
+  with pytest.raises(UsageError, match="no sweep has begun"):
+    load(str(tmp_path), None)
+
+
+def test_a_trials_process_does_not_outlive_its_worker():
+  """The real child, with a training that only waits."""
+  code = (
+    "import time; from halonet import train;"
+    "train.main = lambda: print('up', flush=True) or time.sleep(60);"
+    "from halonet.sweep import child; child.main()"
+  )
+  parent = subprocess.Popen(
+    [
+      sys.executable,
+      "-c",
+      "import os, subprocess, sys;"
+      f"p = subprocess.Popen([sys.executable, '-c', {code!r},"
+      " str(os.getpid())]); print(p.pid, flush=True); p.wait()",
+    ],
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  pid = int(parent.stdout.readline())
+  assert parent.stdout.readline() == "up\n"
+  parent.kill()
+  parent.communicate()
+  wait_until(lambda: not is_alive(pid))
+
+
+def is_alive(pid):
+  try:
+    status = pathlib.Path(f"/proc/{pid}/stat").read_text()
+  except OSError:
+    return False
+  return status.rpartition(")")[2].split()[0] != "Z"
