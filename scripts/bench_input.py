@@ -187,7 +187,9 @@ def started(
   def wait(seconds):
     ends = [worker.sentinel for worker in workers]
     if ended := multiprocessing.connection.wait(ends, seconds):
-      code = workers[ends.index(ended[0])].exitcode
+      worker = workers[ends.index(ended[0])]
+      worker.join()  # The code may come a moment after the end.
+      code = worker.exitcode
       why = f"exit code {code}" if failure.empty() else failure.get()
       raise RunError(f"a process of the pipeline {name} has ended: {why}")
 
