@@ -2,20 +2,16 @@
 
   python scripts/model_table.py [--write]
 
-Parameters are counted, and so are the operations of one image's forward pass,
-in the program as JAX hands it to the compiler (a multiplication and an addition
-are two), at the image size of the model's source. Padding to whole blocks and
-the relative positions are part of them.
+Parameters are counted, and so are the operations of one image's forward pass (a
+multiplication and an addition are two), at the image size of the model's
+source. Padding to whole blocks and the relative positions are part of them.
 """
 
 import argparse
-import math
 import pathlib
 
-import jax
-import jax.numpy as jnp
-
 import halonet
+from halonet.cost import model as model_cost
 from halonet.models.registry import get_entry
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
@@ -85,16 +81,11 @@ def main() -> None:
 def row(name: str) -> str:
   model = halonet.create_model(name)
   size = get_entry(name).image_size
-  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), images)
-  params = jax.tree.leaves(variables["params"])
-  count = sum(math.prod(leaf.shape) for leaf in params)
-  lowered = jax.jit(model.apply).lower(variables, images)
-  flops = lowered.cost_analysis()["flops"]
+  cost = model_cost.count(model.spec, size)
   source, millions, accuracy = PUBLISHED[name]
   return (
-    f"| `{name}` | {size} | {count:,} | {millions} | {flops / 1e9:.2f} |"
-    f" {source} | {accuracy} | not yet measured |"
+    f"| `{name}` | {size} | {cost.parameters:,} | {millions} |"
+    f" {cost.flops / 1e9:.2f} | {source} | {accuracy} | not yet measured |"
   )
 
 

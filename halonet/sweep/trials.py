@@ -245,12 +245,7 @@ class Worker:
     arguments = [f"--config={self.sweep.base}", f"--workdir={folder}"]
     arguments += [f"--config.{word}" for word in self.sweep.overrides(point)]
     outcome = training.run(
-      arguments,
-      folder,
-      log,
-      self._shower(),
-      stop,
-      self._child,
+      arguments, folder, log, self._shower(), stop, self._child
     )
     if outcome.status is None:
       return None
@@ -346,13 +341,17 @@ def _with_figures(row, config, folder):
     from halonet.sweep import counts
 
     labels = (path / "labels.txt").read_text().splitlines()
-    cost = counts.count(config, len(labels))
-    row = dataclasses.replace(
-      row,
-      parameters=cost.parameters,
-      flops=cost.flops,
-      attention_bytes=cost.attention_bytes,
-    )
+    try:
+      cost = counts.count(config, len(labels))
+    except ValueError as error:  # No reason to lose what was trained.
+      row = dataclasses.replace(row, reason=row.reason or f"uncounted: {error}")
+    else:
+      row = dataclasses.replace(
+        row,
+        parameters=cost.parameters,
+        flops=cost.flops,
+        attention_bytes=cost.attention_bytes,
+      )
   if row.status != rows.DONE:
     return row
   try:

@@ -210,20 +210,40 @@ def test_a_workdir_by_another_path(tmp_path):
   assert len(opened.trials) == 1
 
 
-def test_two_workers_that_take_the_same_trial(tmp_path):
-  """The grid sampler may hand a point out twice at one moment."""
-  worker = Worker(sweep(("1",)), str(tmp_path), child=CHILD)
+def add_trial(worker, state, **options):
+  """Adds a trial of the first point to the study, as another worker would."""
   choices = {
     f: optuna.distributions.CategoricalDistribution(texts)
     for f, texts in worker.sweep.grid.items()
   }
   worker.study.add_trial(
     optuna.create_trial(
-      state=optuna.trial.TrialState.RUNNING,
+      state=state,
       params=worker.points[0].values,
       distributions=choices,
+      **options,
     )
   )
+
+
+def test_a_model_that_cannot_be_counted_is_trained(tmp_path, monkeypatch):
+  def count(config, num_classes):
+    raise ValueError("'while' is not fixed by its shapes")
+
+  monkeypatch.setattr("halonet.sweep.counts.count", count)
+  worker = Worker(sweep(("1",)), str(tmp_path), child=CHILD)
+  folder = tmp_path / worker.points[0].name
+  folder.mkdir()
+  (folder / "labels.txt").write_text("cat\ndog\n")
+  [row] = worker.run().rows
+  assert row.status == rows.DONE and row.accuracy is not None
+  assert row.flops is None and "'while' is not fixed" in row.reason
+
+
+def test_two_workers_that_take_the_same_trial(tmp_path):
+  """The grid sampler may hand a point out twice at one moment."""
+  worker = Worker(sweep(("1",)), str(tmp_path), child=CHILD)
+  add_trial(worker, optuna.trial.TrialState.RUNNING)
   with training.StopSignals() as stop, study.pulse() as lock:
     worker._train_one(stop, lock)
   assert not (tmp_path / "starts").exists()
@@ -251,18 +271,8 @@ def test_a_worker_that_was_taken_for_dead(tmp_path, monkeypatch):
 
 def test_a_worker_that_dies_on_a_trial_again_and_again(tmp_path):
   worker = Worker(sweep(("1",)), str(tmp_path), child=CHILD)
-  choices = {
-    f: optuna.distributions.CategoricalDistribution(texts)
-    for f, texts in worker.sweep.grid.items()
-  }
-  worker.study.add_trial(
-    optuna.create_trial(
-      state=optuna.trial.TrialState.FAIL,
-      params=worker.points[0].values,
-      distributions=choices,
-      system_attrs={"retry_history": list(range(study.MAX_RETRIES))},
-    )
-  )
+  history = {"retry_history": list(range(study.MAX_RETRIES))}
+  add_trial(worker, optuna.trial.TrialState.FAIL, system_attrs=history)
   (row,) = worker.run().rows
   assert row.status == rows.FAILED and row.reason == "its worker died 21 times"
 
