@@ -152,8 +152,10 @@ def decode_crop(
 
 def crop(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
   """Cuts row, column, height and width `[4]` out of an image."""
+  # The hundred nodes of tf.image's own crop, mostly checks, would cost time for
+  # every JPEG too: TensorFlow walks through branches that are not taken.
   row, col, height, width = tf.unstack(window)
-  return tf.image.crop_to_bounding_box(image, row, col, height, width)
+  return tf.slice(image, [row, col, 0], [height, width, 3])
 
 
 def random_window(
