@@ -123,98 +123,12 @@ def main() -> None:
 
 def of_attention(arguments: argparse.Namespace) -> dict:
   """Prints Table 1, and gives it as a dict."""
-  from halonet.cost import attention
+  from halonet.cost import attention, text
 
   setting = _setting(arguments)
   rows = attention.table(setting)
+  print(text.describe_attention(setting, rows))
   print(
-    f"H×W = {setting.height}×{setting.width}, c = {setting.channels},"
-    f" k = {setting.window}, b = {setting.block_size},"
-    f" h = {setting.halo_size}, {setting.heads} heads\n"
-  )
-  print(
-    "Neighbourhood memory: numbers gathered of the keys, and as many of the"
-    " values (4 bytes each in float32)\n"
-  )
-  _print_table(
-    (
-      "method",
-      "formula",
-      "of Table 1",
-      "+ padding",
-      "= counted",
-      "beside the keys: places",
-      "logits",
-    ),
-    [
-      [
-        row.method,
-        _FORMULAS[row.method][0],
-        _number(row.memory_formula),
-        _number(row.memory_padding),
-        _number(row.memory_values),
-        _number(row.memory_places),
-        _number(row.logits),
-      ]
-      for row in rows
-    ],
-  )
-  print("\nReceptive field: pixels on which an output pixel depends\n")
-  _print_table(
-    ("method", "formula", "of Table 1", "counted"),
-    [
-      [
-        row.method,
-        _FORMULAS[row.method][1],
-        "×".join(map(str, row.field_formula)),
-        "×".join(map(str, row.field_counted)),
-      ]
-      for row in rows
-    ],
-  )
-  if any(row.field_formula != row.field_counted for row in rows):
-    print("\nThe map is smaller than a neighbourhood: the border cuts it.")
-  print("\nFLOPs per pixel\n")
-  _print_table(
-    (
-      "method",
-      "formula",
-      "of Table 1",
-      "+ padding",
-      "= products counted",
-      "+ relative",
-      "+ masks",
-      "+ softmax",
-      "= program",
-    ),
-    [
-      [
-        row.method,
-        _FORMULAS[row.method][2],
-        *(
-          f"{flops / setting.pixels:,.2f}"
-          for flops in (
-            row.flops_formula,
-            row.flops_padding,
-            row.flops_products,
-            row.flops_relative,
-            row.flops_masks,
-            row.flops_softmax,
-            row.flops_program,
-          )
-        ),
-      ]
-      for row in rows
-    ],
-  )
-  print(
-    "\nThe paper's 4(HW)²c of global attention is that of the whole map; per"
-    " pixel it is 4HWc."
-  )
-  unexplained = sum(row.unexplained for row in rows)
-  print(
-    f"Formulas, padding and named terms leave {unexplained} of"
-    f" {sum(row.flops_program for row in rows):,} FLOPs unexplained.\n"
     "Next: --model=NAME for a whole model, --figure=FILE.png for the growth"
     " with the image"
   )
@@ -227,17 +141,8 @@ def of_attention(arguments: argparse.Namespace) -> dict:
       }
       for row in rows
     ],
-    "unexplained": float(unexplained),
+    "unexplained": float(sum(row.unexplained for row in rows)),
   }
-
-
-# Memory of one tensor, receptive field, FLOPs per pixel.
-_FORMULAS = {
-  "global": ("HWc", "H×W", "4HWc"),
-  "per-pixel windows": ("HWk²c", "k×k", "4k²c"),
-  "SASA": ("(HW/b²)(b+2⌊k/2⌋)²c", "k×k", "4(b+2⌊k/2⌋)²c"),
-  "blocked local": ("(HW/b²)(b+2h)²c", "(b+2h)×(b+2h)", "4(b+2h)²c"),
-}
 
 
 def of_growth(arguments: argparse.Namespace) -> dict:
@@ -284,50 +189,20 @@ def of_growth(arguments: argparse.Namespace) -> dict:
 def of_model(arguments: argparse.Namespace, rest: list[str]) -> dict:
   """Prints what a model costs, and gives it as a dict."""
   from halonet.cost import model as model_cost
+  from halonet.cost import text
 
   name, spec, size = _model(arguments, rest)
   if arguments.image_size is not None:
     size = arguments.image_size
   if size < 1:
     raise UsageError(f"--image_size is {size}; it must be at least 1")
-  print(f"Tracing {name} at {size}×{size}, {spec.dtype}", flush=True)
-  counts = model_cost.count(spec, size)
-  for attribute in ("stage", "kind"):
-    print()
-    _print_table(
-      (
-        attribute,
-        "parameters",
-        "MFLOPs",
-        "share",
-        "activations, M",
-        "activations, MB",
-        "attention memory, MB",
-        "exponentials, M",
-      ),
-      [
-        [
-          label,
-          _number(cost.parameters),
-          f"{cost.flops / 1e6:,.2f}",
-          f"{cost.flops / counts.flops:.1%}",
-          f"{cost.activations / 1e6:,.3f}",
-          f"{cost.activation_bytes / 1e6:,.3f}",
-          f"{cost.attention_bytes / 1e6:,.3f}",
-          f"{cost.transcendentals / 1e6:,.3f}",
-        ]
-        for label, cost in (
-          *counts.by(attribute).items(),
-          ("total", counts.total),
-        )
-      ],
-    )
   print(
-    f"\n{counts.parameters:,} parameters ({spec.num_classes} classes);"
-    f" {counts.flops:,} FLOPs per image, forward. Attention memory: all layers"
-    " together, as training holds them; the largest layer's is"
-    f" {counts.largest_attention_bytes / 1e6:,.3f} MB."
+    f"Tracing {name} at {size}×{size}, {spec.dtype}, for {spec.num_classes}"
+    " classes",
+    flush=True,
   )
+  counts = model_cost.count(spec, size)
+  print(f"\n{text.describe_model(counts)}")
   if arguments.config:
     words = " ".join([f"--config={arguments.config}", *rest])
     print(f"Next: {os.path.relpath(sys.executable)} -m halonet.train {words}")
@@ -352,13 +227,13 @@ def _model(arguments, rest):
       raise UsageError(f"{word} does not go with --{kind}; see --help")
   pairs = [word.removeprefix(f"--{kind}.") for word in rest]
   if arguments.config:
-    from halonet.cost import tpu
+    from halonet.data import sources
     from halonet.training import config as config_lib
 
     config = config_lib.load_config(arguments.config, pairs)
     classes = arguments.num_classes
     if classes is None:
-      classes = tpu.count_classes(config)
+      classes = sources.count_classes(config.data)
     model = config_lib.create_model(config, classes)
     size = config.data.image_size
     return config.model.name, model.spec, size
@@ -395,24 +270,6 @@ def _setting(arguments):
       for field in dataclasses.fields(attention.Setting)
     }
   )
-
-
-def _number(value):
-  return f"{int(value):,}" if value == int(value) else f"{float(value):,.2f}"
-
-
-def _print_table(header, rows):
-  """A Markdown table whose columns line up."""
-  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-  lines = [header, ["-" * width for width in widths], *rows]
-  for number, line in enumerate(lines):
-    cells = [
-      cell.ljust(width) if not column else cell.rjust(width)
-      for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ]
-    if number == 1:
-      cells = [cells[0], *(f"{cell[:-1]}:" for cell in cells[1:])]
-    print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ def _fields(words):
 
 def _run(arguments, sweep):
   from halonet.sweep import rows, trials
+  from halonet.sweep.grid import check_data
 
   started = time.monotonic()
   worker = trials.Worker(sweep, arguments.workdir, arguments.storage)
@@ -135,6 +136,7 @@ def _run(arguments, sweep):
       f"Training {left} of {len(ledger.rows)} trials of {sweep.base}: {grid}",
       flush=True,
     )
+    check_data(sweep)
     ledger = worker.run()
   counts = [
     f"{ledger.count(status)} {status}"

@@ -121,9 +121,10 @@ def main() -> None:
 def compiler(config, topology, step, num_classes=None):
   """A function that reports a batch and says so, and which batches may be."""
   from halonet.cost import tpu, tpu_text
+  from halonet.data import sources
 
   if num_classes is None:
-    num_classes = tpu.count_classes(config)
+    num_classes = sources.count_classes(config.data)
 
   def compile_(size):
     print(f"Compiling for {size} images a core ...", end=" ", flush=True)

@@ -79,6 +79,17 @@ def test_a_grid_from_its_first_trial_to_its_report(
   assert "belongs to another sweep (grid seed: 0 → 0 1)" in complaint
 
 
+def test_data_that_no_trial_finds(sweep, tmp_path):
+  """Said once, not by one training after another."""
+  code, _, complaint = sweep(
+    f"--workdir={tmp_path / 'run'}", "--config.data.train_split=tarin"
+  )
+  assert code == 2 and complaint.count("\n") == 1
+  assert "config.data.train_split: there is no split tarin" in complaint
+  code, output, _ = sweep("report", f"--workdir={tmp_path / 'run'}")
+  assert code == 0 and "Not finished: 0 running, 4 pending" in output
+
+
 def test_dry_run(sweep, tmp_path):
   code, output, complaint = sweep("--dry_run", "--grid.model.halo_size=1,-2")
   assert code == 0, complaint

@@ -10,6 +10,7 @@ import pytest
 
 from halonet.cost import tpu
 from halonet.cost.hlo import Collective, Layer
+from halonet.data import sources
 
 SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 GIB = 1 << 30
@@ -59,7 +60,7 @@ def compiler(monkeypatch):
 
   monkeypatch.setattr(tpu, "report", report)
   monkeypatch.setattr(tpu, "available", lambda: True)
-  monkeypatch.setattr(tpu, "count_classes", lambda config: 1000)
+  monkeypatch.setattr(sources, "count_classes", lambda data: 1000)
   return asked
 
 

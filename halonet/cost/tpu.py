@@ -183,8 +183,13 @@ def report(
     raise UsageError(f"step is {step!r}; it must be train or eval")
   config = sized(config, topology, per_core_batch)
   if num_classes is None:
-    num_classes = count_classes(config)
-  options = dict(_GENERATIONS[topology.partition(":")[0]][2])
+    from halonet.data import sources  # TensorFlow takes seconds to load.
+
+    num_classes = sources.count_classes(config.data)
+  generation, _, shape = topology.partition(":")
+  options = dict(_GENERATIONS[generation][2])
+  if set(shape.split("x")) == {"1"}:  # By default a host has four chips.
+    options["chips_per_host_bounds"] = [1, 1, 1]
   request = {
     "config": config_lib.to_json(config),
     "topology": {"topology_name": topology, **options},
@@ -229,26 +234,6 @@ def sized(
   config.batch_size = per_core_batch * devices * config.accumulation_steps
   checks.check_devices(config, devices)
   return config
-
-
-def count_classes(config: ml_collections.ConfigDict) -> int:
-  """Classes of the config's data set, which need not be prepared.
-
-  Raises:
-    UsageError: if only the data would tell, and they are not there.
-  """
-  from halonet.data import sources  # TensorFlow takes seconds to load.
-
-  if config.data.name == "folder":
-    try:
-      return len(sources.open_source(config.data).labels)
-    except UsageError:
-      raise UsageError(
-        "the number of classes is that of a folder which is not here; give it"
-        " as --num_classes"
-      ) from None
-  builder = sources.load_builder(config.data.name, config.data.data_dir)
-  return builder.info.features["label"].num_classes
 
 
 def complete(

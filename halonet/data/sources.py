@@ -159,6 +159,24 @@ def load_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   return builder
 
 
+def count_classes(data: ml_collections.ConfigDict) -> int:
+  """Classes of a config's data set, which need not be prepared.
+
+  Raises:
+    UsageError: if only the data would tell, and they are not there.
+  """
+  if data.name == "folder":
+    try:
+      return len(open_source(data).labels)
+    except UsageError:
+      raise UsageError(
+        "the number of classes is that of a folder which is not here; give it"
+        " as --num_classes"
+      ) from None
+  builder = load_builder(data.name, data.data_dir)
+  return builder.info.features["label"].num_classes
+
+
 def prepare(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   """Finds a data set; downloads and writes its records unless they are there.
 

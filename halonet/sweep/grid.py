@@ -141,6 +141,22 @@ def read_sweep(
   return sweep
 
 
+def check_data(sweep: Sweep) -> None:
+  """Finds a slip in the data set, which all trials share, before the first.
+
+  Raises:
+    UsageError: as each of them would, one after another.
+  """
+  if any(field.startswith("data.") for field in sweep.grid):
+    return
+  from halonet.data import sources  # TensorFlow takes seconds to load.
+
+  data = sweep.config(sweep.points()[0]).data
+  source = sources.open_source(data)
+  for field in ("train_split", "test_split"):
+    source.split(field, data[field])
+
+
 def differences(
   old: dict[str, Any], new: dict[str, Any]
 ) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import ml_collections
 
 from halonet.cost import tpu
+from halonet.data import sources
 from halonet.errors import RunError, UsageError
 from halonet.models import registry
 from halonet.sweep import counts
@@ -96,7 +97,7 @@ def class_count(config: ml_collections.ConfigDict) -> tuple[int, bool]:
   If the data set is not here, those that the model has by itself.
   """
   try:
-    return tpu.count_classes(config), True
+    return sources.count_classes(config.data), True
   except UsageError:
     return registry.model_fields(config.model.name)["num_classes"], False
 

@@ -64,6 +64,19 @@ def _parameters(config):
 
 
 @needs_compiler
+def test_an_evaluation_step_is_compiled_for_one_chip(small_config):
+  config = small_config("model.depths=(1,)", "model.heads=(2,)")
+  report = tpu.report(
+    config, "v5e:1x1", step="eval", per_core_batch=8, num_classes=10
+  )
+  assert report.fits and report.devices == 1 and report.images == 8
+  # No gradients: a third of a training's FLOPs, and nothing to add up.
+  counted = training_flops(create_model(config, num_classes=10), 16) / 3
+  assert 0.7 < report.flops / report.images / counted < 1.4
+  assert report.collectives == ()
+
+
+@needs_compiler
 def test_what_does_not_fit_is_no_error(small_config):
   config = small_config("data.image_size=1024", "model.depths=(1,)",
                         "model.heads=(2,)")  # fmt: skip
