@@ -89,21 +89,10 @@ def _window(found):
       capsize=4,
       label=label,
     )
-    below = number % 2 == 0
-    for setting in members:
-      axes.annotate(
-        f"h = {setting.first('halo_size')}",
-        (setting.window, 100 * setting.mean("accuracy")),
-        xytext=(8, -15) if below else (-8, 8),
-        ha="left" if below else "right",
-        textcoords="offset points",
-        fontsize=9,
-        color=f"C{number % 10}",
-      )
   axes.set_xlabel("window b + 2h, pixels of the map")
   axes.set_ylabel("test accuracy, %")
   axes.set_xticks(sorted({setting.window for setting in found}))
-  axes.margins(x=0.1, y=0.14)
+  axes.margins(0.08)
   axes.legend(loc="best")
   seeds = max(len(setting.done) for setting in found)
   axes.set_title(
