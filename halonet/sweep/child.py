@@ -12,18 +12,36 @@ import os
 import signal
 import sys
 
-from halonet import command, train
+from halonet import command
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-  parent = int(sys.argv.pop(1))
+  end_with(int(sys.argv.pop(1)))
+  from halonet import train
+
+  train.main()
+
+
+def end_with(parent: int) -> None:
+  """Sends this process one SIGTERM when its parent dies.
+
+  The system tells of the death of every thread to which this process has been
+  handed over, so of that of one parent several times. A second SIGTERM would
+  end a training before it has saved.
+  """
+
+  def pass_on(number, frame):
+    del frame
+    signal.signal(number, signal.SIG_IGN)
+    signal.raise_signal(signal.SIGTERM)
+
+  signal.signal(signal.SIGUSR1, pass_on)
   if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
   if os.getppid() != parent:  # It died before this was arranged.
     sys.exit(128 + signal.SIGTERM)
-  train.main()
 
 
 if __name__ == "__main__":

@@ -294,13 +294,27 @@ def test_slips(tmp_path):
     load(str(tmp_path), None)
 
 
-def test_a_trials_process_does_not_outlive_its_worker():
-  """The real child, with a training that only waits."""
-  code = (
-    "import time; from halonet import train;"
-    "train.main = lambda: print('up', flush=True) or time.sleep(60);"
-    "from halonet.sweep import child; child.main()"
-  )
+def test_a_trials_process_saves_when_its_worker_dies(tmp_path):
+  """The real child and signals, with a training that only waits.
+
+  Where threads of the worker die slowly, the system tells of each.
+  """
+  saved = tmp_path / "saved"
+  code = f"""
+import pathlib, time
+from halonet import train
+from halonet.sweep import child
+from halonet.training.signals import StopSignals
+def main():
+  with StopSignals() as stop:
+    print("up", flush=True)
+    while not stop.signal:
+      time.sleep(0.01)
+    time.sleep(1)
+    pathlib.Path({str(saved)!r}).touch()
+train.main = main
+child.main()
+"""
   parent = subprocess.Popen(
     [
       sys.executable,
@@ -316,7 +330,11 @@ def test_a_trials_process_does_not_outlive_its_worker():
   assert parent.stdout.readline() == "up\n"
   parent.kill()
   parent.communicate()
+  for _ in range(3):
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGUSR1)
   wait_until(lambda: not is_alive(pid))
+  assert saved.exists()
 
 
 def is_alive(pid):
