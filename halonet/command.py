@@ -1,9 +1,13 @@
 """What the commands have in common: quiet libraries, and errors in one line."""
 
+import ast
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from halonet.errors import RunError, UsageError
 
 
 def run(main: Callable[[], None]) -> None:
@@ -15,8 +19,6 @@ def run(main: Callable[[], None]) -> None:
   # anew would take a tenth of the input pipeline's time.
   os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
   import absl.logging
-
-  from halonet.errors import RunError
 
   absl.logging.set_verbosity(absl.logging.ERROR)
   try:
@@ -31,6 +33,26 @@ def run(main: Callable[[], None]) -> None:
   except BrokenPipeError:  # Whoever read the output has left.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
+
+
+def model_fields(words: Sequence[str]) -> dict[str, Any]:
+  """Reads a model's fields from words such as `--model.block_size=4`.
+
+  Raises:
+    UsageError: if a word is none.
+  """
+  fields = {}
+  for word in words:
+    field, equals, text = word.removeprefix("--model.").partition("=")
+    if not word.startswith("--model."):
+      raise UsageError(f"unknown argument {word}; see --help")
+    if not equals:
+      raise UsageError(f"{word}: write {word}=VALUE")
+    try:
+      fields[field] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      fields[field] = {"true": True, "false": False}.get(text, text)
+  return fields
 
 
 def _leave(code):

@@ -15,7 +15,6 @@ that of the device where it counts, else of the process, with all libraries.
 """
 
 import argparse
-import ast
 import contextlib
 import json
 import multiprocessing
@@ -58,7 +57,7 @@ def main() -> None:
       parser.error(f"--{name} must be above 0")
   if arguments.json and not arguments.json.absolute().parent.is_dir():
     raise UsageError(f"--json: there is no folder {arguments.json.parent}")
-  arguments.fields = dict(model_field(word) for word in rest)
+  arguments.fields = command.model_fields(rest)
   check(arguments)
 
   steps = arguments.step or STEPS
@@ -80,16 +79,6 @@ def main() -> None:
     result = json.dumps({"settings": settings, "found": found}, indent=2)
     arguments.json.write_text(result + "\n")
     print(f"Wrote {arguments.json}")
-
-
-def model_field(word: str) -> tuple[str, object]:
-  field, equals, text = word.removeprefix("--model.").partition("=")
-  if not word.startswith("--model.") or not equals:
-    raise UsageError(f"unknown argument {word}; see --help")
-  try:
-    return field, ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return field, {"true": True, "false": False}.get(text, text)
 
 
 def check(arguments: argparse.Namespace) -> None:

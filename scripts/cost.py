@@ -24,7 +24,6 @@ shapes alone, receptive fields from a small map: no accelerator is touched.
 """
 
 import argparse
-import ast
 import dataclasses
 import json
 import os
@@ -225,11 +224,11 @@ def _model(arguments, rest):
   for word in rest:
     if not word.startswith(f"--{kind}."):
       raise UsageError(f"{word} does not go with --{kind}; see --help")
-  pairs = [word.removeprefix(f"--{kind}.") for word in rest]
   if arguments.config:
     from halonet.data import sources
     from halonet.training import config as config_lib
 
+    pairs = [word.removeprefix("--config.") for word in rest]
     config = config_lib.load_config(arguments.config, pairs)
     classes = arguments.num_classes
     if classes is None:
@@ -240,25 +239,15 @@ def _model(arguments, rest):
 
   from halonet.models import registry
 
-  fields = {}
+  fields = command.model_fields(rest)
   if arguments.num_classes is not None:
     fields["num_classes"] = arguments.num_classes
-  for pair in pairs:
-    field, _, text = pair.partition("=")
-    fields[field] = _value(text)
   try:
     model = registry.create_model(arguments.model, **fields)
     size = registry.get_entry(arguments.model).image_size
   except ValueError as error:
     raise UsageError(f"--model: {error}") from None
   return arguments.model, model.spec, size
-
-
-def _value(text):
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return {"true": True, "false": False}.get(text, text)
 
 
 def _setting(arguments):

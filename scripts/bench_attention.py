@@ -1,0 +1,240 @@
+"""Measures the attention layers of a model, one by one.
+
+  python scripts/bench_attention.py [--model=halonet_h1] [--image_size=256]
+      [--batch_size=8] [--dtype=float32] [--implementation=NAME ...]
+      [--model.FIELD=VALUE ...] [--json=FILE]
+
+Every distinct halo attention of the model is run on maps drawn at random, by
+every implementation that this machine has, forward alone and forward with the
+gradients of queries, keys, values and relative tables. Implementations take
+turns in one process; the medians are compared with the first one's. Memory is
+what the compiled program holds between its steps, beside arguments and results.
+"""
+
+import argparse
+import collections
+import functools
+import json
+import pathlib
+import statistics
+import time
+
+from halonet import command
+from halonet.errors import UsageError
+
+PASSES = ("forward", "with gradients")
+
+
+def main() -> None:
+  form = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=form, allow_abbrev=False
+  )
+  parser.add_argument("--model", default="halonet_h1", metavar="NAME")
+  parser.add_argument("--image_size", type=int, default=256, metavar="PIXELS")
+  parser.add_argument("--batch_size", type=int, default=8, metavar="N")
+  parser.add_argument(
+    "--dtype", default="float32", choices=("float32", "bfloat16")
+  )
+  parser.add_argument(
+    "--implementation", action="append", metavar="NAME", help="(default: all)"
+  )
+  parser.add_argument("--rounds", type=int, default=5, metavar="N")
+  parser.add_argument("--json", type=pathlib.Path, help="also write it here")
+  arguments, rest = parser.parse_known_args()
+  for name in ("image_size", "batch_size", "rounds"):
+    if getattr(arguments, name) <= 0:
+      parser.error(f"--{name} must be above 0")
+  if arguments.json and not arguments.json.absolute().parent.is_dir():
+    raise UsageError(f"--json: there is no folder {arguments.json.parent}")
+
+  import jax
+
+  layers = find_layers(arguments, command.model_fields(rest))
+  if not layers:
+    raise UsageError(f"--model: {arguments.model} has no halo attention")
+  names = implementations(arguments.implementation)
+  device = jax.devices()[0].device_kind
+  print(
+    f"{sum(layers.values())} layers of {arguments.model} at"
+    f" {arguments.image_size} pixels, {len(layers)} distinct ones, batches of"
+    f" {arguments.batch_size}, {arguments.dtype}, on {device}"
+  )
+  rows = []
+  for (shape, layer), count in layers.items():
+    for what in PASSES:
+      done = f"{len(rows) + 1}/{len(layers) * len(PASSES)}"
+      print(f"{done} {title(shape, layer)}, {what}", flush=True)
+      found = measure(shape, layer, what, names, arguments)
+      rows.append(
+        {"layer": title(shape, layer), "count": count, "pass": what} | found
+      )
+  print(table(rows, names))
+  if arguments.json:
+    arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    print(f"Wrote {arguments.json}")
+
+
+def implementations(wanted: list[str] | None) -> list[str]:
+  """Those that were asked for, or all that run here."""
+  import jax
+
+  from halonet.ops import attention
+
+  known = attention.IMPLEMENTATIONS
+  for name in wanted or ():
+    if name not in known:
+      raise UsageError(f"--implementation {name}: known are {', '.join(known)}")
+  here = {"pallas_tpu": "tpu"}
+  backend = jax.default_backend()
+  return wanted or [n for n in known if here.get(n, backend) == backend]
+
+
+def find_layers(arguments, fields) -> collections.Counter:
+  """The halo attentions of a model, by the shape of their input."""
+  import jax
+  import jax.numpy as jnp
+  from flax import linen as nn
+
+  from halonet.models import registry
+  from halonet.models.layers import HaloAttention
+
+  found = collections.Counter()
+
+  def note(call, args, kwargs, context):
+    module = context.module
+    if isinstance(module, HaloAttention) and context.method_name == "__call__":
+      # Layers that differ in their place alone are the same.
+      found[args[0].shape, module.clone(name=None, parent=None)] += 1
+    return call(*args, **kwargs)
+
+  try:
+    model = registry.create_model(
+      arguments.model, dtype=arguments.dtype, **fields
+    )
+  except ValueError as error:
+    raise UsageError(f"--model: {error}") from None
+  size, batch = arguments.image_size, arguments.batch_size
+  images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+  with nn.intercept_methods(note):
+    jax.eval_shape(model.init, jax.random.key(0), images)
+  return found
+
+
+def title(shape, layer) -> str:
+  _, height, width, channels = shape
+  text = (
+    f"{height}×{width}, {channels} channels, {layer.heads} heads,"
+    f" b {layer.block_size}, h {layer.halo_size}"
+  )
+  return text + (f", stride {layer.stride}" if layer.stride > 1 else "")
+
+
+def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
+  """Median seconds of a call, and memory, by the implementation's name."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from halonet.ops import relative
+  from halonet.ops.attention import blocked_local_attention
+
+  batch, height, width, channels = shape
+  heads = layer.heads
+  dim = (layer.qk_features or channels) // heads
+  value_dim = (layer.value_features or channels) // heads
+  offsets = relative.num_offsets(layer.block_size, layer.halo_size)
+  half = dim if layer.timm else dim // 2
+  generator = np.random.default_rng(0)
+  arrays = [
+    jnp.asarray(generator.standard_normal(s, np.float32), arguments.dtype)
+    for s in (
+      (batch, height, width, heads, dim),
+      (batch, height, width, heads, dim),
+      (batch, height, width, heads, value_dim),
+      (offsets, half),
+      (offsets, half),
+    )
+  ]
+  stride = layer.stride
+  if layer.timm and layer.block_size % stride:  # A pool is in its place.
+    stride = 1
+  calls, found = {}, {}
+  for name in names:
+    attend = functools.partial(
+      blocked_local_attention,
+      block_size=layer.block_size,
+      halo_size=layer.halo_size,
+      stride=stride,
+      mask_padding=layer.mask_padding,
+      mask_window=layer.mask_window,
+      implementation=name,
+    )
+    function = attend
+    if what != "forward":
+      function = jax.grad(
+        lambda *arrays, attend=attend: (
+          attend(*arrays).astype(jnp.float32).sum()
+        ),
+        argnums=range(5),
+      )
+    begin = time.perf_counter()
+    compiled = jax.jit(function).lower(*arrays).compile()
+    seconds = time.perf_counter() - begin
+    memory = compiled.memory_analysis()
+    found[name] = {
+      "compile_seconds": seconds,
+      "temporary_bytes": memory.temp_size_in_bytes if memory else None,
+    }
+    calls[name] = functools.partial(compiled, *arrays)
+    jax.block_until_ready(calls[name]())
+  times = collections.defaultdict(list)
+  for _ in range(arguments.rounds):
+    for name, call in calls.items():
+      begin = time.perf_counter()
+      turns = 0
+      while turns < 2 or time.perf_counter() - begin < 0.2:
+        jax.block_until_ready(call())
+        turns += 1
+      times[name].append((time.perf_counter() - begin) / turns)
+  for name in names:
+    found[name]["seconds"] = statistics.median(times[name])
+  return found
+
+
+def table(rows, names) -> str:
+  first = names[0]
+  lines = [
+    "| layer | times | pass | implementation | ms | "
+    f"{first} ÷ it | temporaries, MiB | compiled in |",
+    "|---|--:|---|---|--:|--:|--:|--:|",
+  ]
+  for row in rows:
+    for name in names:
+      own = row[name]
+      ratio = row[first]["seconds"] / own["seconds"]
+      held = own["temporary_bytes"]
+      held = "–" if held is None else f"{held / 2**20:.1f}"
+      lines.append(
+        f"| {row['layer']} | {row['count']} | {row['pass']} | {name} |"
+        f" {own['seconds'] * 1e3:.2f} | {ratio:.2f} | {held} |"
+        f" {own['compile_seconds']:.1f} s |"
+      )
+  for what in PASSES:
+    total = {
+      name: sum(
+        r["count"] * r[name]["seconds"] for r in rows if r["pass"] == what
+      )
+      for name in names
+    }
+    for name in names:
+      lines.append(
+        f"| all | {sum(r['count'] for r in rows if r['pass'] == what)} |"
+        f" {what} | {name} | {total[name] * 1e3:.2f} |"
+        f" {total[first] / total[name]:.2f} | | |"
+      )
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  command.run(main)

@@ -1,0 +1,80 @@
+"""scripts/bench_model.py: what it prints, writes and refuses."""
+
+import importlib
+import json
+import pathlib
+
+import pytest
+
+from halonet.errors import RunError, UsageError
+
+SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
+SMALL = (
+  "--image_size=32",
+  "--batch_size=2",
+  "--rounds=2",
+  "--seconds=0.1",
+  "--model.depths=(1,)",
+  "--model.heads=(2,)",
+  "--model.base_width=8",
+)
+
+
+@pytest.fixture
+def bench(monkeypatch):
+  monkeypatch.syspath_prepend(str(SCRIPTS))
+  module = importlib.import_module("bench_model")
+
+  def run(*words):
+    monkeypatch.setattr("sys.argv", ["bench_model.py", *words])
+    module.main()
+
+  run.module = module
+  return run
+
+
+@pytest.mark.parametrize("step", ["forward", "train"])
+def test_measures_our_step(bench, step, tmp_path, capsys):
+  file = tmp_path / "found.json"
+  bench(*SMALL, f"--step={step}", f"--json={file}")
+  output = capsys.readouterr().out
+  assert f"{step}: round 2/2 halonet" in output
+  assert output.endswith(f"Wrote {file}\n")
+  result = json.loads(file.read_text())
+  assert result["settings"]["fields"]["depths"] == [1]
+  own = result["found"][step]["halonet"]
+  assert len(own["rates"]) == 2 and own["images_per_second"] > 0
+  assert own["compile_seconds"] > 0 and own["peak_memory_bytes"] > 1e8
+
+
+def test_ratios_are_those_of_the_medians(bench):
+  own = dict(images_per_second=60, peak_memory_bytes=2**29, compile_seconds=1)
+  peer = dict(images_per_second=20, peak_memory_bytes=2**30, compile_seconds=2)
+  table = bench.module.table({"forward": {"halonet": own, "timm": peer}})
+  assert "| forward | halonet | 60.00 | 3.00 | 0.50 | 0.50 | 1.0 s |" in table
+  assert "| forward | timm | 20.00 | – | 1.00 | – | 2.0 s |" in table
+
+
+def fail(step, arguments):
+  del step, arguments
+  raise ValueError("no room\nfor more")
+
+
+def test_a_contender_that_fails_is_said(bench):
+  with pytest.raises(RunError, match="^timm failed: no room$"):
+    with bench.module.started("timm", fail, "train", None):
+      pass
+
+
+@pytest.mark.parametrize(
+  ("word", "message"),
+  [
+    ("--model=halonet_h9", "--model: .*did you mean halonet_h"),
+    ("--model.block_size=0", "--model: block_size is 0"),
+    ("--wrong", "unknown argument --wrong"),
+    ("--json=nowhere/x.json", "--json: there is no folder nowhere"),
+  ],
+)
+def test_slips(bench, word, message):
+  with pytest.raises(UsageError, match=message):
+    bench(word)
