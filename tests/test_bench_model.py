@@ -61,9 +61,9 @@ def fail(step, arguments):
 
 
 def test_a_contender_that_fails_is_said(bench):
-  with pytest.raises(RunError, match="^timm failed: no room$"):
-    with bench.module.started("timm", fail, "train", None):
-      pass
+  contender = bench.module.started("timm", fail, "train", None)
+  with pytest.raises(RunError, match="^timm failed: no room$"), contender:
+    pass
 
 
 @pytest.mark.parametrize(
