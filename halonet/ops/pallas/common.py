@@ -1,0 +1,83 @@
+"""What the two kernels' calls and bodies have in common."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from halonet.ops.pallas.geometry import Geometry, tile_bytes
+
+
+def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
+  """An operand that every grid step sees as a whole."""
+  return pl.BlockSpec(shape, lambda n, g: (0,) * len(shape))
+
+
+def image(shape: tuple[int, ...], lanes: int) -> pl.BlockSpec:
+  """A map of which a grid step sees one image and one group's channels."""
+  return pl.BlockSpec((1, *shape[1:3], lanes), lambda n, g: (n, 0, 0, g))
+
+
+def for_blocks(
+  geometry: Geometry, body: Callable[..., None], tiles: int
+) -> None:
+  """Calls `body(row, cols, band)` for all blocks, some of a row together.
+
+  As many together as make about `tiles` tiles; `body` has them in its program
+  one after another, and the compiler overlaps their work.
+  """
+  together = max(
+    count
+    for count in range(1, geometry.cols + 1)
+    if geometry.cols % count == 0
+    and (count == 1 or count * geometry.head_tiles <= tiles)
+  )
+
+  @pl.loop(0, geometry.rows)
+  def _(row):
+    @pl.loop(0, geometry.cols // together)
+    def _(col):
+      cols = [col * together + at for at in range(together)]
+
+      @pl.loop(0, geometry.bands)
+      def _(band):
+        body(row, cols, band)
+
+
+def window(
+  geometry: Geometry, windows: jax.Array, row: jax.Array, col: jax.Array
+) -> jax.Array:
+  """The neighbourhood of a block: `[keys, lanes]`."""
+  start = row * geometry.block_size
+  found = windows[col, pl.ds(start, geometry.window)]
+  return found.reshape(geometry.keys, found.shape[-1])
+
+
+def head_rows(
+  geometry: Geometry, x: jax.Array, head_tile: int, dim: int
+) -> jax.Array:
+  """Of `[group_heads · dim, …]`, the channels of a tile's heads."""
+  size = geometry.tile_heads * dim
+  return x[head_tile * size : (head_tile + 1) * size]
+
+
+def map_bytes(geometry: Geometry, itemsize: int) -> int:
+  """Blocks of query, key, value and output in vector memory."""
+  queries = geometry.rows * geometry.side, geometry.cols * geometry.side
+  keys = (
+    geometry.rows * geometry.block_size,
+    geometry.cols * geometry.block_size,
+  )
+  return sum(
+    tile_bytes((*size, lanes), itemsize)
+    for size in (queries, keys)
+    for lanes in (geometry.key_lanes, geometry.value_lanes)
+  )
+
+
+def scratch_bytes(scratch) -> int:
+  """Scratch in vector memory."""
+  return sum(
+    tile_bytes(shape, jnp.dtype(dtype).itemsize) for shape, dtype in scratch
+  )

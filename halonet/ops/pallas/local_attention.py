@@ -1,0 +1,108 @@
+"""Blocked local attention by fused TPU kernels, as a differentiable function.
+
+The maps go into the kernels as they are and come out as they are: what a
+neighbourhood repeats exists in vector memory alone, and no array of logits
+ever in the chip's main memory.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from halonet.ops import blocks
+from halonet.ops.pallas import backward as backward_lib
+from halonet.ops.pallas import forward as forward_lib
+from halonet.ops.pallas.geometry import Geometry
+
+
+def local_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  relative_height: jax.Array,
+  relative_width: jax.Array,
+  *,
+  block_size: int,
+  halo_size: int,
+  stride: int,
+  relative_stride: int,
+  mask_padding: bool,
+  mask_window: bool,
+  vmem_limit: int | None = None,
+  interpret: bool = False,
+) -> jax.Array:
+  """`halonet.ops.attention.blocked_local_attention`, by kernels.
+
+  Arguments as there; `stride` divides `block_size`.
+
+  Args:
+    vmem_limit: bytes of vector memory that a kernel may have.
+    interpret: runs the kernels without a TPU, slowly.
+  """
+  batch, height, width, heads, head_dim = query.shape
+  value_dim = value.shape[-1]
+  geometry = Geometry(
+    height=height,
+    width=width,
+    heads=heads,
+    head_dim=head_dim,
+    value_dim=value_dim,
+    block_size=block_size,
+    halo_size=halo_size,
+    stride=stride,
+    relative_stride=relative_stride,
+    mask_padding=mask_padding,
+    mask_window=mask_window,
+  )
+  query, key, value = (
+    blocks.pad_to_blocks(x.reshape(batch, height, width, -1), block_size)
+    for x in (query, key, value)
+  )
+  table = _table(geometry, relative_height, relative_width)
+  output = _attention(
+    geometry,
+    vmem_limit,
+    interpret,
+    query[:, ::stride, ::stride],
+    key,
+    value,
+    table.astype(query.dtype),
+  )
+  output = output[:, : -(-height // stride), : -(-width // stride)]
+  return output.reshape(*output.shape[:3], heads, value_dim)
+
+
+def _table(geometry, relative_height, relative_width):
+  """Both tables beneath each other, each beside itself for every head."""
+  offsets, width_h = relative_height.shape
+  rows = (0, geometry.offsets_padded - offsets)
+  height = (rows, (0, geometry.head_dim - width_h))
+  width = (rows, (geometry.head_dim - relative_width.shape[1], 0))
+  table = jnp.concatenate(
+    [jnp.pad(relative_height, height), jnp.pad(relative_width, width)]
+  )
+  return jnp.tile(table, (1, geometry.group_heads))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attention(geometry, vmem_limit, interpret, query, key, value, table):
+  options = dict(vmem_limit=vmem_limit, interpret=interpret)
+  return forward_lib.forward(geometry, query, key, value, table, **options)[0]
+
+
+def _forward(geometry, vmem_limit, interpret, query, key, value, table):
+  inputs = query, key, value, table
+  output, sums = forward_lib.forward(
+    geometry, *inputs, vmem_limit=vmem_limit, interpret=interpret
+  )
+  return output, (*inputs, sums)
+
+
+def _backward(geometry, vmem_limit, interpret, saved, gradient):
+  return backward_lib.backward(
+    geometry, *saved, gradient, vmem_limit=vmem_limit, interpret=interpret
+  )
+
+
+_attention.defvjp(_forward, _backward)

@@ -1,0 +1,144 @@
+"""What the forward and the backward kernel compute alike for a tile."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import tpu as pltpu
+
+from halonet.ops.pallas.geometry import Geometry
+
+MASKED = -1e30  # Finite: a query may see no key but masked ones.
+
+
+def product(x: jax.Array, y: jax.Array, contract: tuple[int, int]) -> jax.Array:
+  """A matrix product over one axis of each, accumulated in float32."""
+  dimensions = ((contract[:1], contract[1:]), ((), ()))
+  return lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
+
+
+def position_logits(
+  geometry: Geometry,
+  table_logits: jax.Array,
+  lanes: jax.Array,
+  row: jax.Array,
+  col: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Relative logits and masks of a block's keys, by row and by column.
+
+  Args:
+    geometry: of the layer.
+    table_logits: `[2 · offsets_padded, tile_lanes]`, the products of the
+      queries with all rows of the two relative tables.
+    lanes: of the band, `[8, tile_lanes]`, from `Geometry.lane_table`.
+    row: of the block.
+    col: of the block.
+
+  Returns:
+    Terms `[≥ window, tile_lanes]` for the rows and `[window_padded,
+    tile_lanes]` for the columns of the neighbourhood.
+  """
+  size = geometry.offsets_padded
+  terms = []
+  for axis, block, length in (
+    (0, row, geometry.height),
+    (1, col, geometry.width),
+  ):
+    term = _shift(
+      geometry, table_logits[axis * size : (axis + 1) * size], lanes, axis, -1
+    )
+    term = term[: geometry.window_padded]
+    place = lax.broadcasted_iota(jnp.int32, term.shape, 0)
+    hidden = place >= geometry.window
+    if geometry.mask_padding:
+      pixel = place + (block * geometry.block_size - geometry.halo_size)
+      hidden |= (pixel < 0) | (pixel >= length)
+    if geometry.mask_window:
+      offset = place - geometry.halo_size - lanes[2 + axis : 3 + axis]
+      hidden |= jnp.abs(offset) > geometry.halo_size
+    terms.append(jnp.where(hidden, MASKED, term))
+  return terms[0], terms[1]
+
+
+def add_positions(
+  geometry: Geometry,
+  products: jax.Array,
+  lanes: jax.Array,
+  row: jax.Array,
+  col: jax.Array,
+) -> jax.Array:
+  """Logits `[keys, tile_lanes]` from the products of queries with all keys.
+
+  Args:
+    geometry: of the layer.
+    products: `[keys + 2 · offsets_padded, tile_lanes]`: the relative tables'
+      rows come after the keys.
+    lanes: as for `position_logits`.
+    row: of the block.
+    col: of the block.
+  """
+  rows, cols = position_logits(
+    geometry, products[geometry.keys :], lanes, row, col
+  )
+  size = geometry.window_padded
+  return jnp.concatenate(
+    [
+      products[i * size : (i + 1) * size] + (cols + rows[i : i + 1])
+      for i in range(geometry.window)
+    ],
+    axis=0,
+  )
+
+
+def table_gradients(
+  geometry: Geometry, rows: jax.Array, cols: jax.Array, lanes: jax.Array
+) -> jax.Array:
+  """The adjoint of `position_logits`: to `[2 · offsets_padded, tile_lanes]`."""
+  terms = []
+  for axis, term in enumerate((rows, cols)):
+    missing = geometry.offsets_padded - term.shape[0]
+    if missing:
+      empty = jnp.zeros((missing, term.shape[1]), term.dtype)
+      term = jnp.concatenate([term, empty], axis=0)
+    terms.append(_shift(geometry, term, lanes, axis, 1))
+  return jnp.concatenate(terms, axis=0)
+
+
+def product_gradients(
+  geometry: Geometry, weights: jax.Array, dweights: jax.Array, lanes: jax.Array
+) -> jax.Array:
+  """Gradients of the products that `add_positions` took.
+
+  Args:
+    geometry: of the layer.
+    weights: of the softmax, `[keys, tile_lanes]`.
+    dweights: their gradients.
+    lanes: as for `position_logits`.
+
+  Returns:
+    float32 `[keys + 2 · offsets_padded, tile_lanes]`.
+  """
+  weighted = weights * dweights
+  mean = weighted.sum(axis=0, keepdims=True)
+  dlogits = weighted - weights * mean
+  size = geometry.window_padded
+  parts = [
+    dlogits[i * size : (i + 1) * size] for i in range(geometry.window)
+  ]
+  rows = jnp.concatenate([x.sum(axis=0, keepdims=True) for x in parts], axis=0)
+  tables = table_gradients(geometry, rows, sum(parts), lanes)
+  return jnp.concatenate([dlogits, tables], axis=0)
+
+
+def _shift(geometry, x, lanes, axis, direction):
+  """Moves every lane of `x` along sublanes by its own number of places.
+
+  In powers of two, each for the lanes that need it: the strided rolls that
+  would do it at once do not exist on all chips.
+  """
+  places = lanes[axis : axis + 1]
+  power = 1
+  while power < geometry.block_size:
+    rolled = pltpu.roll(x, direction * power % x.shape[0], 0)
+    x = jnp.where((places & power) != 0, rolled, x)
+    power *= 2
+  return x
