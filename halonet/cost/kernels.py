@@ -21,8 +21,11 @@ from jax.sharding import Mesh, PartitionSpec
 _DTYPES = {"bool": "pred", "bfloat16": "bf16"}
 _KINDS = {"float": "f", "int": "s", "uint": "u"}
 _ADDRESS = re.compile(r"^ *(0x[0-9a-f]+|0) [^:]*: ")
-_BRANCH = re.compile(r"sbr\.rel [^;]*target bundleno = (\d+)")
-_EXIT = re.compile(r"totalorder \S+, (\S+) /\* loop exit test")
+_BRANCH = re.compile(r"sbr\.rel \(!?(\S+)\) target bundleno = (\d+)")
+# The end of an outer loop is tested, on a condition, before an inner one ends.
+_EXIT = re.compile(
+  r"(\S+) = scmp\S*totalorder (?:\(\S+\), )?\S+, (\S+) /\* loop exit test"
+)
 # Turns of the loop over the grid in which data come in and go out alone.
 _PIPELINE = 2
 
@@ -77,21 +80,20 @@ def count_cycles(schedule: str, steps: int) -> int | None:
   Returns:
     None if a loop's length is not known before the kernel runs.
   """
-  last, limit = -1, None
+  last, limits = -1, {}
   loops = []  # (first bundle, last bundle, turns)
   for line in schedule.splitlines():
     address = _ADDRESS.match(line)
     if address:
       last = int(address[1], 16)
-    found = _EXIT.search(line)
-    limit = found[1] if found else limit
-    for branch in _BRANCH.findall(line):
+    limits |= _EXIT.findall(line)
+    for condition, branch in _BRANCH.findall(line):
       if int(branch) > last:
         continue  # A branch forwards.
-      if limit is None or not limit.isdigit():
+      limit = limits.get(condition, "")
+      if not limit.isdigit():
         return None
       loops.append((int(branch), last, int(limit)))
-      limit = None
   cycles = [1] * (last + 1)
   for first, end, turns in loops:
     outermost = not any(
