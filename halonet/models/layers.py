@@ -48,6 +48,7 @@ class HaloAttention(nn.Module):
       the unscaled query. With a stride, query n is taken to stand at pixel n
       of its block, not at `stride·n`; and where the stride does not divide
       the block, an average pool after the attention takes its place.
+    implementation: of the attention, as `blocked_local_attention` takes it.
     dtype: of the computation; parameters are float32.
 
   With `mutable=["attention"]`, `apply` also returns the softmax weights, as
@@ -63,6 +64,7 @@ class HaloAttention(nn.Module):
   mask_padding: bool = True
   mask_window: bool = False
   timm: bool = False
+  implementation: str = "auto"
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -110,7 +112,9 @@ class HaloAttention(nn.Module):
         query, key, *tables, **options | {"stride": seen}
       )
       self.sow("attention", "weights", weights)
-    output = blocked_local_attention(query, key, value, *tables, **options)
+    output = blocked_local_attention(
+      query, key, value, *tables, implementation=self.implementation, **options
+    )
     output = output.reshape(*output.shape[:3], value_features)
     return _average_pool(output, pool)
 

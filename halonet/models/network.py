@@ -159,6 +159,7 @@ def _attention(network, spec, dtype):
     mask_padding=network.mask_padding,
     mask_window=network.mask_window,
     timm=network.timm,
+    implementation=network.attention_implementation,
     **shared,
   )
 

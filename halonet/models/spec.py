@@ -12,6 +12,8 @@ import math
 import numbers
 import typing
 
+from halonet.ops.pallas.choice import IMPLEMENTATIONS
+
 STEMS = ("conv7", "conv3", "tiered", "patch4")
 OPERATORS = ("c", "h", "g")
 ACTIVATIONS = ("relu", "silu")
@@ -103,6 +105,9 @@ class NetworkSpec:
       does not say; masking is our choice.
     mask_window: lets a query see only keys at most `halo_size` pixels away,
       the comparison with SASA of figure 6.
+    attention_implementation: of the operator "h": "auto", "xla" or
+      "pallas_tpu"; see `halonet.ops.attention.blocked_local_attention`. It
+      changes no parameters.
     global_size: side of the maps that the tables of global attention are made
       for; for other maps they are resized.
     zero_init_residual: starts every block as its shortcut, by a zero scale in
@@ -149,6 +154,7 @@ class NetworkSpec:
   timm: bool = False
   mask_padding: bool = True
   mask_window: bool = False
+  attention_implementation: str = "auto"
   global_size: int = 8
   zero_init_residual: bool = True
   drop_path: float = 0.0
@@ -325,6 +331,7 @@ def _check(network: NetworkSpec) -> None:
     ("stem", STEMS),
     ("activation", ACTIVATIONS),
     ("channel_attention", CHANNEL_ATTENTIONS),
+    ("attention_implementation", IMPLEMENTATIONS),
     ("remat", REMATS),
     ("dtype", DTYPES),
   ):

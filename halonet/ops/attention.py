@@ -29,6 +29,8 @@ from jax import lax, nn
 from jaxtyping import Array, Float
 
 from halonet.ops import blocks, relative
+from halonet.ops.pallas import choice
+from halonet.ops.pallas.geometry import Geometry
 
 
 def blocked_local_attention(
@@ -44,6 +46,7 @@ def blocked_local_attention(
   mask_padding: bool = True,
   mask_window: bool = False,
   relative_stride: int | None = None,
+  implementation: str = "auto",
 ) -> Float[Array, "b oh ow heads dv"]:
   """Blocked local self-attention with relative positions (HaloNet, eq. 3).
 
@@ -75,13 +78,18 @@ def blocked_local_attention(
       SASA (HaloNet, figure 6), at the cost of the whole neighbourhood.
     relative_stride: pixels between neighbouring queries as the relative
       offsets count them: `stride`, unless weights were trained otherwise.
+    implementation: "xla", the form of this module; "pallas_tpu", fused kernels
+      for TPUs, which elsewhere are interpreted, slowly; or "auto", the kernels
+      on TPUs from v4 on where they serve the shape, and else XLA. See
+      `halonet.ops.pallas.choice`.
 
   Returns:
     `[batch, ⌈height/stride⌉, ⌈width/stride⌉, heads, value_dim]` in the dtype
     of `value`. Logits and softmax are float32 for narrower inputs.
 
   Raises:
-    ValueError: if a size is out of range or the shapes do not fit.
+    ValueError: if a size is out of range or the shapes do not fit, or if
+      "pallas_tpu" is asked for and cannot serve them.
   """
   _check(
     query,
@@ -114,9 +122,48 @@ def blocked_local_attention(
       halo_size=halo_size,
       mask_padding=mask_padding,
       mask_window=mask_window,
+      implementation=implementation,
     )
     return output[:, ::stride, ::stride]
 
+  batch, height, width, heads, head_dim = query.shape
+  options = dict(
+    block_size=block_size,
+    halo_size=halo_size,
+    stride=stride,
+    mask_padding=mask_padding,
+    mask_window=mask_window,
+    relative_stride=relative_stride or stride,
+  )
+  geometry = Geometry(
+    height=height,
+    width=width,
+    heads=heads,
+    head_dim=head_dim,
+    value_dim=value.shape[-1],
+    **options,
+  )
+  dtypes = tuple(x.dtype for x in (query, key, value))
+  kernel = choice.kernel_for(implementation, geometry, batch, dtypes)
+  arrays = query, key, value, relative_height, relative_width
+  return _xla(*arrays, **options) if kernel is None else kernel(*arrays)
+
+
+def _xla(
+  query,
+  key,
+  value,
+  relative_height,
+  relative_width,
+  *,
+  block_size,
+  halo_size,
+  stride,
+  mask_padding,
+  mask_window,
+  relative_stride,
+):
+  """`blocked_local_attention` as operations that XLA fuses."""
   height, width = query.shape[1:3]
   logits = _folded_logits(
     query,

@@ -72,9 +72,14 @@ def make_train_step(
 
   def train_step(state, batch):
     rows = _prepare(batch, model.spec.num_classes)
-    (loss, (accuracy, batch_stats)), gradients = gradients_of(
-      state.params, state.batch_stats, rows, jax.random.fold_in(key, state.step)
-    )
+    # Attention reads in the mesh which chip and how many devices there are.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      (loss, (accuracy, batch_stats)), gradients = gradients_of(
+        state.params,
+        state.batch_stats,
+        rows,
+        jax.random.fold_in(key, state.step),
+      )
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
@@ -168,11 +173,12 @@ def make_eval_step(
   """
 
   def eval_step(params, batch_stats, batch):
-    logits = model.apply(
-      {"params": params, "batch_stats": batch_stats},
-      batch["image"],
-      train=False,
-    )
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      logits = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        batch["image"],
+        train=False,
+      )
     loss = optax.softmax_cross_entropy_with_integer_labels(
       logits, batch["label"]
     )

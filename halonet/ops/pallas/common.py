@@ -46,7 +46,7 @@ def for_blocks(
 
 
 def window(
-  geometry: Geometry, windows: jax.Array, row: jax.Array, col: jax.Array
+  geometry: Geometry, windows, row: jax.Array, col: jax.Array
 ) -> jax.Array:
   """The neighbourhood of a block: `[keys, lanes]`."""
   start = row * geometry.block_size

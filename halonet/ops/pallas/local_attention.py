@@ -16,47 +16,40 @@ from halonet.ops.pallas import forward as forward_lib
 from halonet.ops.pallas.geometry import Geometry
 
 
+# What the compiler needs of vector memory beside blocks and scratch: values
+# that do not fit in registers.
+_SPILLED = 4 << 20
+
+
 def local_attention(
+  geometry: Geometry,
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
   relative_height: jax.Array,
   relative_width: jax.Array,
   *,
-  block_size: int,
-  halo_size: int,
-  stride: int,
-  relative_stride: int,
-  mask_padding: bool,
-  mask_window: bool,
-  vmem_limit: int | None = None,
-  interpret: bool = False,
+  vmem_limit: int | None,
+  interpret: bool,
 ) -> jax.Array:
   """`halonet.ops.attention.blocked_local_attention`, by kernels.
 
-  Arguments as there; `stride` divides `block_size`.
+  Arrays and result as there.
 
   Args:
+    geometry: of the layer; its `stride` divides its `block_size`.
+    query: `[batch, height, width, heads, head_dim]`.
+    key: the same shape.
+    value: `[batch, height, width, heads, value_dim]`.
+    relative_height: table of row offsets.
+    relative_width: table of column offsets.
     vmem_limit: bytes of vector memory that a kernel may have.
     interpret: runs the kernels without a TPU, slowly.
   """
-  batch, height, width, heads, head_dim = query.shape
-  value_dim = value.shape[-1]
-  geometry = Geometry(
-    height=height,
-    width=width,
-    heads=heads,
-    head_dim=head_dim,
-    value_dim=value_dim,
-    block_size=block_size,
-    halo_size=halo_size,
-    stride=stride,
-    relative_stride=relative_stride,
-    mask_padding=mask_padding,
-    mask_window=mask_window,
-  )
+  batch, stride = query.shape[0], geometry.stride
+  size = geometry.height, geometry.width
   query, key, value = (
-    blocks.pad_to_blocks(x.reshape(batch, height, width, -1), block_size)
+    blocks.pad_to_blocks(x.reshape(batch, *size, -1), geometry.block_size)
     for x in (query, key, value)
   )
   table = _table(geometry, relative_height, relative_width)
@@ -69,8 +62,18 @@ def local_attention(
     value,
     table.astype(query.dtype),
   )
-  output = output[:, : -(-height // stride), : -(-width // stride)]
-  return output.reshape(*output.shape[:3], heads, value_dim)
+  output = output[:, : -(-size[0] // stride), : -(-size[1] // stride)]
+  return output.reshape(
+    *output.shape[:3], geometry.heads, geometry.value_dim
+  )
+
+
+def vector_memory(geometry: Geometry, dtype: jnp.dtype) -> int:
+  """Bytes of vector memory that the kernels of a layer need."""
+  return _SPILLED + max(
+    forward_lib.forward_bytes(geometry, dtype),
+    backward_lib.backward_bytes(geometry, dtype),
+  )
 
 
 def _table(geometry, relative_height, relative_width):

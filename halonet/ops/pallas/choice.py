@@ -1,0 +1,155 @@
+"""Which implementation serves a layer, on which chip, and why not the kernels.
+
+What can be known while a program is traced decides: the chip is that of the
+mesh in context (`jax.sharding.use_abstract_mesh`), which need not be one of
+this machine, or else this process's default device.
+"""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+from halonet.ops.pallas.geometry import Geometry
+
+IMPLEMENTATIONS = ("auto", "xla", "pallas_tpu")
+_LOGGER = logging.getLogger(__name__)
+_MIB = 1 << 20
+# Vector memory of a core in bytes, by how JAX's device_kind begins; the longest
+# that fits counts. Earlier chips take no bfloat16 operands.
+_VECTOR_MEMORY = {
+  "TPU v4": 16 * _MIB,
+  "TPU v5 lite": 128 * _MIB,
+  "TPU v5e": 128 * _MIB,
+  "TPU v5": 64 * _MIB,
+  "TPU v6": 128 * _MIB,
+}
+
+
+def kernel_for(
+  implementation: str,
+  geometry: Geometry,
+  batch: int,
+  dtypes: tuple[jnp.dtype, ...],
+):
+  """Finds the kernel that serves a layer.
+
+  Args:
+    implementation: "auto", "xla" or "pallas_tpu".
+    geometry: of the layer.
+    batch: images, over all devices.
+    dtypes: of query, key and value.
+
+  Returns:
+    A function of query, key, value and the two relative tables; or None, if
+    XLA's form is to serve it.
+
+  Raises:
+    ValueError: if there is no such implementation, or "pallas_tpu" is asked
+      for and cannot serve the layer.
+  """
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation is {implementation!r}; it must be one of"
+      f" {', '.join(IMPLEMENTATIONS)}"
+    )
+  if implementation == "xla":
+    return None
+  mesh = jax.sharding.get_abstract_mesh()
+  kind, on_tpu = _device(mesh)
+  if implementation == "auto":
+    if not on_tpu:
+      return None
+    if mesh.empty and jax.device_count() > 1:
+      _log("attention: XLA (no mesh says how many devices share a batch)")
+      return None
+  from halonet.ops.pallas import local_attention as kernels
+
+  axes = [
+    name
+    for name, axis in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if axis != AxisType.Manual and mesh.shape[name] > 1
+  ]
+  shares = 1
+  for name in axes:
+    shares *= mesh.shape[name]
+  reason = _unserved(geometry, batch, dtypes, kind, on_tpu, shares)
+  if reason is not None:
+    if implementation == "auto":
+      _log(f"attention: XLA, not pallas_tpu ({reason})", logging.WARNING)
+      return None
+    raise ValueError(
+      f"implementation is 'pallas_tpu', which cannot serve this: {reason};"
+      " 'auto' falls back to XLA"
+    )
+  if on_tpu:
+    _log("attention: pallas_tpu")
+  else:
+    _log("attention: pallas_tpu, interpreted without a TPU, which is slow")
+  kernel = functools.partial(
+    kernels.local_attention,
+    geometry,
+    vmem_limit=_vector_memory(kind) if on_tpu else None,
+    interpret=not on_tpu,
+  )
+  if not axes:
+    return kernel
+  rows = PartitionSpec(tuple(axes))
+  return jax.shard_map(
+    kernel,
+    in_specs=(rows, rows, rows, PartitionSpec(), PartitionSpec()),
+    out_specs=rows,
+    check_vma=False,
+  )
+
+
+def _device(mesh):
+  """The kind of the device that will run this, and whether it is a TPU."""
+  device = None if mesh.empty else mesh.abstract_device
+  if device is None:
+    device = jax.devices()[0]
+  return device.device_kind, device.device_kind.startswith("TPU")
+
+
+def _vector_memory(kind):
+  fitting = [name for name in _VECTOR_MEMORY if kind.startswith(name)]
+  return _VECTOR_MEMORY[max(fitting, key=len)] if fitting else None
+
+
+def _unserved(geometry, batch, dtypes, kind, on_tpu, shares):
+  """Why the kernels cannot serve a layer, or None."""
+  if batch % shares:
+    return f"a batch of {batch} does not split over {shares} devices"
+  if len(set(dtypes)) > 1:
+    return "query, key and value are not of one dtype"
+  from halonet.ops.pallas import local_attention as kernels
+
+  if not on_tpu:  # Any size, and any dtype that sums in float32.
+    if dtypes[0] in (jnp.float32, jnp.bfloat16):
+      return None
+    return f"it takes float32 or bfloat16, not {dtypes[0]}"
+  available = _vector_memory(kind)
+  if available is None:
+    return f"{kind} is not TPU v4, v5e, v5p or v6e"
+  if dtypes[0] != jnp.bfloat16:
+    return f"it takes bfloat16, not {dtypes[0]}"
+  if geometry.head_dim % 8 or geometry.value_dim % 8:
+    return (
+      f"heads are {geometry.head_dim} and {geometry.value_dim} wide, not"
+      " multiples of 8"
+    )
+  needed = kernels.vector_memory(geometry, dtypes[0])
+  if needed > available:
+    return (
+      f"it would take {needed / _MIB:.0f} MiB of vector memory, and {kind} has"
+      f" {available / _MIB:.0f}"
+    )
+  return None
+
+
+@functools.cache
+def _log(message, level=logging.INFO):
+  """Logs every message once."""
+  _LOGGER.log(level, message)
