@@ -79,8 +79,8 @@ class HaloAttention(nn.Module):
     value_features = self.value_features or x.shape[-1]
     check_heads(self.heads, qk_features, value_features, not self.timm)
     head_dim = qk_features // self.heads
-    query = _project(x, self.heads, qk_features, self.dtype, "query")
-    query = query * head_dim**-0.5
+    scale = head_dim**-0.5
+    query = _project(x, self.heads, qk_features, self.dtype, "query", scale)
     key = _project(x, self.heads, qk_features, self.dtype, "key")
     value = _project(x, self.heads, value_features, self.dtype, "value")
 
@@ -217,10 +217,36 @@ class EfficientChannelAttention(nn.Module):
     return x * nn.sigmoid(y)[:, None, None, :, 0]
 
 
-def _project(x, heads, features, dtype, name):
-  # DenseGeneral initialises as one matrix of the full width.
-  shape = (heads, features // heads)
-  return nn.DenseGeneral(shape, use_bias=False, dtype=dtype, name=name)(x)
+class _Projection(nn.Module):
+  """A linear map of the channels to those of all heads, without bias.
+
+  Parameters are those of `nn.DenseGeneral`. The product is with a matrix and
+  what is scaled is flat: arrays with an axis of heads would be laid out in
+  another way in a TPU's memory, and copied before the attention's kernel.
+  """
+
+  heads: int
+  features: int
+  scale: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x):
+    def init(key, shape):
+      flat = nn.initializers.lecun_normal()(key, (shape[0], self.features))
+      return flat.reshape(shape)
+
+    heads = (self.heads, self.features // self.heads)
+    kernel = self.param("kernel", init, (x.shape[-1], *heads))
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    y = x @ kernel.reshape(x.shape[-1], self.features)
+    if self.scale != 1.0:
+      y = y * self.scale
+    return y.reshape(*x.shape[:-1], *heads)
+
+
+def _project(x, heads, features, dtype, name, scale=1.0):
+  return _Projection(heads, features, scale, dtype, name=name)(x)
 
 
 def _table(module, name, shape, head_dim):

@@ -88,20 +88,23 @@ def kernel_for(
     _log("attention: pallas_tpu")
   else:
     _log("attention: pallas_tpu, interpreted without a TPU, which is slow")
-  kernel = functools.partial(
-    kernels.local_attention,
-    geometry,
-    vmem_limit=_vector_memory(kind) if on_tpu else None,
-    interpret=not on_tpu,
+  options = dict(
+    vmem_limit=_vector_memory(kind) if on_tpu else None, interpret=not on_tpu
   )
-  if not axes:
-    return kernel
-  rows = PartitionSpec(tuple(axes))
-  return jax.shard_map(
-    kernel,
-    in_specs=(rows, rows, rows, PartitionSpec(), PartitionSpec()),
-    out_specs=rows,
-    check_vma=False,
+
+  def over_devices(kernel):
+    if not axes:
+      return kernel
+    rows = PartitionSpec(tuple(axes))
+    return jax.shard_map(
+      kernel,
+      in_specs=(rows, rows, rows, PartitionSpec()),
+      out_specs=rows,
+      check_vma=False,
+    )
+
+  return functools.partial(
+    kernels.local_attention, geometry, over_devices, **options
   )
 
 

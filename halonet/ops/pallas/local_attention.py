@@ -6,6 +6,7 @@ ever in the chip's main memory.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ _SPILLED = 4 << 20
 
 def local_attention(
   geometry: Geometry,
+  over_devices: Callable[[Callable], Callable],
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
@@ -38,6 +40,8 @@ def local_attention(
 
   Args:
     geometry: of the layer; its `stride` divides its `block_size`.
+    over_devices: makes a function of three arrays with a batch, and a table, one
+      that each device calls for its part of the batch.
     query: `[batch, height, width, heads, head_dim]`.
     key: the same shape.
     value: `[batch, height, width, heads, value_dim]`.
@@ -48,24 +52,20 @@ def local_attention(
   """
   batch, stride = query.shape[0], geometry.stride
   size = geometry.height, geometry.width
+  # Flat before devices are told apart, where XLA no longer drops a reshape.
   query, key, value = (
     blocks.pad_to_blocks(x.reshape(batch, *size, -1), geometry.block_size)
     for x in (query, key, value)
   )
   table = _table(geometry, relative_height, relative_width)
-  output = _attention(
-    geometry,
-    vmem_limit,
-    interpret,
-    query[:, ::stride, ::stride],
-    key,
-    value,
-    table.astype(query.dtype),
+  attention = over_devices(
+    functools.partial(_attention, geometry, vmem_limit, interpret)
+  )
+  output = attention(
+    query[:, ::stride, ::stride], key, value, table.astype(query.dtype)
   )
   output = output[:, : -(-size[0] // stride), : -(-size[1] // stride)]
-  return output.reshape(
-    *output.shape[:3], geometry.heads, geometry.value_dim
-  )
+  return output.reshape(*output.shape[:3], geometry.heads, geometry.value_dim)
 
 
 def vector_memory(geometry: Geometry, dtype: jnp.dtype) -> int:
