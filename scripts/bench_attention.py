@@ -20,7 +20,7 @@ import statistics
 import time
 
 from halonet import command
-from halonet.errors import UsageError
+from halonet.errors import UsageError, unknown
 
 PASSES = ("forward", "with gradients")
 
@@ -79,15 +79,15 @@ def implementations(wanted: list[str] | None) -> list[str]:
   """Those that were asked for, or all that run here."""
   import jax
 
-  from halonet.ops import attention
+  from halonet.ops.choice import IMPLEMENTATIONS
 
-  known = attention.IMPLEMENTATIONS
+  known = [name for name in IMPLEMENTATIONS if name != "auto"]
   for name in wanted or ():
     if name not in known:
-      raise UsageError(f"--implementation {name}: known are {', '.join(known)}")
-  here = {"pallas_tpu": "tpu"}
-  backend = jax.default_backend()
-  return wanted or [n for n in known if here.get(n, backend) == backend]
+      raise UsageError(f"--implementation: {unknown('implementation', name, known)}")
+  if jax.default_backend() != "tpu":  # Interpreted, it takes very long.
+    known.remove("pallas_tpu")
+  return wanted or known
 
 
 def find_layers(arguments, fields) -> collections.Counter:

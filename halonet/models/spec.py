@@ -12,7 +12,7 @@ import math
 import numbers
 import typing
 
-from halonet.ops.pallas.choice import IMPLEMENTATIONS
+from halonet.ops.choice import IMPLEMENTATIONS
 
 STEMS = ("conv7", "conv3", "tiered", "patch4")
 OPERATORS = ("c", "h", "g")
@@ -105,9 +105,10 @@ class NetworkSpec:
       does not say; masking is our choice.
     mask_window: lets a query see only keys at most `halo_size` pixels away,
       the comparison with SASA of figure 6.
-    attention_implementation: of the operator "h": "auto", "xla" or
-      "pallas_tpu"; see `halonet.ops.attention.blocked_local_attention`. It
-      changes no parameters.
+    attention_implementation: of the operator "h": "auto", "xla",
+      "xla_chunked" or "pallas_tpu", as
+      `halonet.ops.attention.blocked_local_attention` explains them. It changes
+      no parameters.
     global_size: side of the maps that the tables of global attention are made
       for; for other maps they are resized.
     zero_init_residual: starts every block as its shortcut, by a zero scale in

@@ -94,18 +94,12 @@ def relative_error(actual, expected):
   )
 
 
-@given(cases())
-@example(case((1, 8, 8, 2, 4), 4, 0))  # blocks that do not overlap
-@example(case((1, 8, 8, 1, 4), 1, 0))  # every pixel on its own
-@example(case((1, 3, 5, 2, 4), 8, 3))  # a block larger than the map
-@example(case((2, 1, 1, 2, 4), 4, 2))  # a single pixel
-@example(case((1, 6, 4, 1, 4), 2, 7))  # a halo larger than block and map
-@example(case((1, 19, 13, 2, 4), 10, 3))  # H7's last stage at 600
-@example(case((1, 9, 7, 1, 4), 4, 1, stride=2, mask_padding=False))
-@example(case((1, 9, 7, 1, 4), 3, 1, stride=2))  # stride does not divide
-def test_matches_the_per_pixel_loop(case):
+def check(case, implementation):
+  """Output and gradients against a float64 loop over pixels."""
   inputs, output_gradient, options = arrays(case)
-  attention = functools.partial(blocked_local_attention, **options)
+  attention = functools.partial(
+    blocked_local_attention, **options, implementation=implementation
+  )
 
   @jax.jit
   def value_and_gradients(*inputs):
@@ -124,6 +118,27 @@ def test_matches_the_per_pixel_loop(case):
   scale = max(np.abs(expected).max() for expected in expected_gradients)
   for actual, expected in zip(gradients, expected_gradients, strict=True):
     assert np.abs(actual - expected).max() <= 1e-5 * max(scale, 1e-3)
+
+
+@given(cases())
+@example(case((1, 8, 8, 2, 4), 4, 0))  # blocks that do not overlap
+@example(case((1, 8, 8, 1, 4), 1, 0))  # every pixel on its own
+@example(case((1, 3, 5, 2, 4), 8, 3))  # a block larger than the map
+@example(case((2, 1, 1, 2, 4), 4, 2))  # a single pixel
+@example(case((1, 6, 4, 1, 4), 2, 7))  # a halo larger than block and map
+@example(case((1, 19, 13, 2, 4), 10, 3))  # H7's last stage at 600
+@example(case((1, 9, 7, 1, 4), 4, 1, stride=2, mask_padding=False))
+@example(case((1, 9, 7, 1, 4), 3, 1, stride=2))  # stride does not divide
+def test_matches_the_per_pixel_loop(case):
+  check(case, "xla")
+
+
+@given(cases())
+@example(case((3, 9, 7, 1, 4), 4, 1))  # images one by one
+@example(case((4, 9, 7, 1, 4), 4, 1, stride=2))  # two by two
+@settings(max_examples=5)
+def test_chunks_of_images_match_the_per_pixel_loop(case):
+  check(case, "xla_chunked")
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

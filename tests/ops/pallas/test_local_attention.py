@@ -1,39 +1,9 @@
 """The fused kernels, interpreted, against a float64 loop over pixels."""
 
-import functools
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from halonet.ops.attention import blocked_local_attention
-from tests.ops import reference
-from tests.ops.test_attention import arrays, case, cases, relative_error
-
-
-def check(case):
-  inputs, output_gradient, options = arrays(case)
-  attention = functools.partial(
-    blocked_local_attention, **options, implementation="pallas_tpu"
-  )
-
-  @jax.jit
-  def value_and_gradients(*inputs):
-    output, pullback = jax.vjp(attention, *inputs)
-    return output, pullback(jnp.asarray(output_gradient))
-
-  output, gradients = value_and_gradients(*inputs)
-  expected = reference.blocked_local_attention(*inputs, **options)
-  assert output.shape == expected.shape
-  assert relative_error(output, expected) <= 1e-5
-  expected_gradients = reference.blocked_local_attention(
-    *inputs, **options, output_gradient=output_gradient
-  )
-  scale = max(np.abs(expected).max() for expected in expected_gradients)
-  for actual, expected in zip(gradients, expected_gradients, strict=True):
-    assert np.abs(actual - expected).max() <= 1e-5 * max(scale, 1e-3)
+from tests.ops.test_attention import case, cases, check
 
 
 @given(cases())
@@ -45,7 +15,7 @@ def check(case):
 @example(case((1, 16, 9, 4, 2), 8, 3, stride=2, mask_window=True))
 @settings(max_examples=2)
 def test_matches_the_per_pixel_loop(case):
-  check(case)
+  check(case, "pallas_tpu")
 
 
 @pytest.mark.slow
@@ -55,4 +25,4 @@ def test_matches_the_per_pixel_loop(case):
 @example(case((1, 33, 20, 1, 2), 32, 3))  # eight bands
 @settings(max_examples=100)
 def test_matches_the_per_pixel_loop_everywhere(case):
-  check(case)
+  check(case, "pallas_tpu")

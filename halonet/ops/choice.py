@@ -1,4 +1,4 @@
-"""Which implementation serves a layer, on which chip, and why not the kernels.
+"""Which implementation serves a layer, on which chip, and why not another.
 
 What can be known while a program is traced decides: the chip is that of the
 mesh in context (`jax.sharding.use_abstract_mesh`), which need not be one of
@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from halonet.ops.pallas.geometry import Geometry
 
-IMPLEMENTATIONS = ("auto", "xla", "pallas_tpu")
+IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", "pallas_tpu")
 _LOGGER = logging.getLogger(__name__)
 _MIB = 1 << 20
 # Vector memory of a core in bytes, by how JAX's device_kind begins; the longest
@@ -28,23 +28,23 @@ _VECTOR_MEMORY = {
 }
 
 
-def kernel_for(
+def choose(
   implementation: str,
   geometry: Geometry,
   batch: int,
   dtypes: tuple[jnp.dtype, ...],
 ):
-  """Finds the kernel that serves a layer.
+  """Finds what serves a layer.
 
   Args:
-    implementation: "auto", "xla" or "pallas_tpu".
+    implementation: one of `IMPLEMENTATIONS`.
     geometry: of the layer.
     batch: images, over all devices.
     dtypes: of query, key and value.
 
   Returns:
-    A function of query, key, value and the two relative tables; or None, if
-    XLA's form is to serve it.
+    The implementation's name, and for "pallas_tpu" the kernel: a function of
+    query, key, value and the two relative tables; else None.
 
   Raises:
     ValueError: if there is no such implementation, or "pallas_tpu" is asked
@@ -55,16 +55,20 @@ def kernel_for(
       f"implementation is {implementation!r}; it must be one of"
       f" {', '.join(IMPLEMENTATIONS)}"
     )
-  if implementation == "xla":
-    return None
+  if implementation.startswith("xla"):
+    return implementation, None
   mesh = jax.sharding.get_abstract_mesh()
   kind, on_tpu = _device(mesh)
   if implementation == "auto":
+    devices = jax.device_count() if mesh.empty else mesh.size
     if not on_tpu:
-      return None
-    if mesh.empty and jax.device_count() > 1:
-      _log("attention: XLA (no mesh says how many devices share a batch)")
-      return None
+      # Devices that share a batch would wait for one another at every chunk.
+      name = "xla_chunked" if kind == "cpu" and devices == 1 else "xla"
+      _log(f"attention: {name}")
+      return name, None
+    if mesh.empty and devices > 1:
+      _log("attention: xla (no mesh says how many devices share a batch)")
+      return "xla", None
   from halonet.ops.pallas import local_attention as kernels
 
   axes = [
@@ -78,8 +82,8 @@ def kernel_for(
   reason = _unserved(geometry, batch, dtypes, kind, on_tpu, shares)
   if reason is not None:
     if implementation == "auto":
-      _log(f"attention: XLA, not pallas_tpu ({reason})", logging.WARNING)
-      return None
+      _log(f"attention: xla, not pallas_tpu ({reason})", logging.WARNING)
+      return "xla", None
     raise ValueError(
       f"implementation is 'pallas_tpu', which cannot serve this: {reason};"
       " 'auto' falls back to XLA"
@@ -103,7 +107,7 @@ def kernel_for(
       check_vma=False,
     )
 
-  return functools.partial(
+  return "pallas_tpu", functools.partial(
     kernels.local_attention, geometry, over_devices, **options
   )
 
