@@ -5,6 +5,7 @@ mesh in context (`jax.sharding.use_abstract_mesh`), which need not be one of
 this machine, or else this process's default device.
 """
 
+import dataclasses
 import functools
 import logging
 
@@ -89,6 +90,7 @@ def choose(
       " 'auto' falls back to XLA"
     )
   if on_tpu:
+    geometry = _fitting(geometry, dtypes[0], kind)
     _log("attention: pallas_tpu")
   else:
     _log("attention: pallas_tpu, interpreted without a TPU, which is slow")
@@ -131,8 +133,6 @@ def _unserved(geometry, batch, dtypes, kind, on_tpu, shares):
     return f"a batch of {batch} does not split over {shares} devices"
   if len(set(dtypes)) > 1:
     return "query, key and value are not of one dtype"
-  from halonet.ops.pallas import local_attention as kernels
-
   if not on_tpu:  # Any size, and any dtype that sums in float32.
     if dtypes[0] in (jnp.float32, jnp.bfloat16):
       return None
@@ -147,12 +147,19 @@ def _unserved(geometry, batch, dtypes, kind, on_tpu, shares):
       f"heads are {geometry.head_dim} and {geometry.value_dim} wide, not"
       " multiples of 8"
     )
-  needed = kernels.vector_memory(geometry, dtypes[0])
-  if needed > available:
-    return (
-      f"it would take {needed / _MIB:.0f} MiB of vector memory, and {kind} has"
-      f" {available / _MIB:.0f}"
-    )
+  if _fitting(geometry, dtypes[0], kind) is None:
+    return f"not even a row of blocks fits in the vector memory of {kind}"
+  return None
+
+
+def _fitting(geometry, dtype, kind):
+  """The geometry with as few strips as vector memory asks for, or None."""
+  from halonet.ops.pallas import local_attention as kernels
+
+  for strips in range(1, geometry.rows + 1):
+    cut = dataclasses.replace(geometry, strips=strips)
+    if kernels.vector_memory(cut, dtype) <= _vector_memory(kind):
+      return cut
   return None
 
 

@@ -11,9 +11,10 @@ from halonet.ops.pallas import staging, tile
 from halonet.ops.pallas.common import (
   for_blocks,
   head_rows,
-  image,
   map_bytes,
+  own,
   scratch_bytes,
+  strip,
   whole,
   window,
 )
@@ -50,45 +51,44 @@ def backward(
   """
   batch = query.shape[0]
   lanes = jnp.asarray(geometry.lane_table())
-  query_spec = image(query.shape, geometry.key_lanes)
-  key_spec = image(key.shape, geometry.key_lanes)
-  value_spec = image(value.shape, geometry.value_lanes)
-  *gradients, tables = pl.pallas_call(
+  query_spec = strip(geometry, query.shape, geometry.key_lanes)
+  key_spec = strip(geometry, key.shape, geometry.key_lanes)
+  value_spec = strip(geometry, value.shape, geometry.value_lanes)
+  tables = (batch, geometry.strips, geometry.groups, *table.shape)
+  *gradients, dtable = pl.pallas_call(
     functools.partial(_kernel, geometry),
-    grid=(batch, geometry.groups),
+    grid=(batch, geometry.strips, geometry.groups),
     in_specs=[
       whole(lanes.shape),
       whole(table.shape),
       query_spec,
       key_spec,
       value_spec,
-      pl.BlockSpec((1, 1, *sums.shape[2:]), lambda n, g: (n, g, 0, 0, 0)),
-      image(gradient.shape, geometry.value_lanes),
+      own(sums.shape),
+      strip(geometry, gradient.shape, geometry.value_lanes),
     ],
     out_specs=[
       query_spec,
       key_spec,
       value_spec,
-      pl.BlockSpec((1, 1, *table.shape), lambda n, g: (n, g, 0, 0)),
+      own(tables),
     ],
     out_shape=[
       *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query, key, value)),
-      jax.ShapeDtypeStruct(
-        (batch, geometry.groups, *table.shape), jnp.float32
-      ),
+      jax.ShapeDtypeStruct(tables, jnp.float32),
     ],
     scratch_shapes=[
       pltpu.VMEM(shape, dtype)
       for shape, dtype in _scratch(geometry, query.dtype)
     ],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel"),
+      dimension_semantics=("parallel",) * 3,
       vmem_limit_bytes=vmem_limit,
     ),
     interpret=interpret,
     name="halo_attention_backward",
   )(lanes, table, query, key, value, sums, gradient)
-  return *gradients, tables.sum(axis=(0, 1)).astype(table.dtype)
+  return *gradients, dtable.sum(axis=(0, 1, 2)).astype(table.dtype)
 
 
 def backward_bytes(geometry: Geometry, dtype) -> int:
@@ -141,6 +141,7 @@ def _kernel(
   key_buffer,
   value_buffer,
 ):
+  first_row = pl.program_id(1) * geometry.rows
   staging.stage_queries(geometry, query_ref, queries)
   staging.stage_queries(geometry, gradient_ref, gradients)
   staging.stage_windows(geometry, key_ref, key_buffer, keys)
@@ -151,6 +152,7 @@ def _kernel(
 
   def differentiate(row, cols, band):
     lanes = lanes_ref[band]
+    image_row = row + first_row
     heads = range(geometry.head_tiles)
     tiles = [(at, head) for at in range(len(cols)) for head in heads]
     windows = [window(geometry, keys, row, col) for col in cols]
@@ -172,17 +174,17 @@ def _kernel(
       for query, (at, _) in zip(masked_queries, tiles, strict=True)
     ]
     dweights = [
-      tile.product(
-        window(geometry, values, row, cols[at]), gradient, (1, 1)
-      )
+      tile.product(window(geometry, values, row, cols[at]), gradient, (1, 1))
       for gradient, (at, _) in zip(masked_gradients, tiles, strict=True)
     ]
     weights = []
     for x, (at, head) in zip(products, tiles, strict=True):
-      logits = tile.add_positions(geometry, x, lanes, row, cols[at])
+      logits = tile.add_positions(geometry, x, lanes, image_row, cols[at])
       block = row * geometry.cols + cols[at]
       index = band * geometry.head_tiles + head
-      weights.append(jnp.exp(logits - sums_ref[0, 0, index, pl.ds(block, 1)]))
+      weights.append(
+        jnp.exp(logits - sums_ref[0, 0, 0, index, pl.ds(block, 1)])
+      )
     dproducts = [
       tile.product_gradients(geometry, x, dx, lanes).astype(keys.dtype)
       for x, dx in zip(weights, dweights, strict=True)
@@ -197,7 +199,7 @@ def _kernel(
       dvalues[col, pixels] += dvalue.reshape(*size, -1)
       dkey = _sum_of_products(dproducts, masked_queries, mine)
       dkeys[col, pixels] += dkey[: geometry.keys].reshape(*size, -1)
-      dtable_ref[0, 0] += dkey[geometry.keys :]
+      dtable_ref[0, 0, 0] += dkey[geometry.keys :]
       dquery = []
       for index in mine:
         channels = head_rows(

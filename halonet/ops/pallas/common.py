@@ -11,12 +11,26 @@ from halonet.ops.pallas.geometry import Geometry, tile_bytes
 
 def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
   """An operand that every grid step sees as a whole."""
-  return pl.BlockSpec(shape, lambda n, g: (0,) * len(shape))
+  return pl.BlockSpec(shape, lambda n, strip, group: (0,) * len(shape))
 
 
-def image(shape: tuple[int, ...], lanes: int) -> pl.BlockSpec:
-  """A map of which a grid step sees one image and one group's channels."""
-  return pl.BlockSpec((1, *shape[1:3], lanes), lambda n, g: (n, 0, 0, g))
+def strip(
+  geometry: Geometry, shape: tuple[int, ...], lanes: int
+) -> pl.BlockSpec:
+  """A map of which a grid step sees one strip and one group's channels."""
+  return pl.BlockSpec(
+    (1, shape[1] // geometry.strips, shape[2], lanes),
+    lambda n, strip, group: (n, strip, 0, group),
+  )
+
+
+def own(shape: tuple[int, ...]) -> pl.BlockSpec:
+  """An array `[batch, strips, groups, …]` of which a grid step has its own."""
+  rest = shape[3:]
+  return pl.BlockSpec(
+    (1, 1, 1, *rest),
+    lambda n, strip, group: (n, strip, group, *(0 for _ in rest)),
+  )
 
 
 def for_blocks(
@@ -66,7 +80,7 @@ def map_bytes(geometry: Geometry, itemsize: int) -> int:
   """Blocks of query, key, value and output in vector memory."""
   queries = geometry.rows * geometry.side, geometry.cols * geometry.side
   keys = (
-    geometry.rows * geometry.block_size,
+    geometry.rows * geometry.block_size + 2 * geometry.halo_rows,
     geometry.cols * geometry.block_size,
   )
   return sum(

@@ -11,9 +11,10 @@ from halonet.ops.pallas import staging, tile
 from halonet.ops.pallas.common import (
   for_blocks,
   head_rows,
-  image,
   map_bytes,
+  own,
   scratch_bytes,
+  strip,
   whole,
   window,
 )
@@ -34,8 +35,9 @@ def forward(
 
   Args:
     geometry: of the layer.
-    query: `[batch, rows · side, columns · side, heads · head_dim]`.
-    key: `[batch, rows · block_size, columns · block_size, heads · head_dim]`.
+    query: `[batch, strips · rows · side, columns · side, heads · head_dim]`.
+    key: `[batch, strips · (rows · block_size + 2 · halo_rows), columns ·
+      block_size, heads · head_dim]`: every strip with its halo.
     value: the same with `heads · value_dim`.
     table: `[2 · offsets_padded, group_heads · head_dim]`, both relative tables
       for the lanes of a group.
@@ -44,13 +46,14 @@ def forward(
 
   Returns:
     The output, as `query` with `heads · value_dim`; and the logarithm of every
-    query's sum, float32 `[batch, groups, bands · head_tiles, blocks,
+    query's sum, float32 `[batch, strips, groups, bands · head_tiles, blocks,
     tile_lanes]`.
   """
   batch = query.shape[0]
   lanes = jnp.asarray(geometry.lane_table())
   sums = (
     batch,
+    geometry.strips,
     geometry.groups,
     geometry.bands * geometry.head_tiles,
     geometry.rows * geometry.cols,
@@ -59,17 +62,17 @@ def forward(
   output = (*query.shape[:3], geometry.heads * geometry.value_dim)
   return pl.pallas_call(
     functools.partial(_kernel, geometry),
-    grid=(batch, geometry.groups),
+    grid=(batch, geometry.strips, geometry.groups),
     in_specs=[
       whole(lanes.shape),
       whole(table.shape),
-      image(query.shape, geometry.key_lanes),
-      image(key.shape, geometry.key_lanes),
-      image(value.shape, geometry.value_lanes),
+      strip(geometry, query.shape, geometry.key_lanes),
+      strip(geometry, key.shape, geometry.key_lanes),
+      strip(geometry, value.shape, geometry.value_lanes),
     ],
     out_specs=[
-      image(output, geometry.value_lanes),
-      pl.BlockSpec((1, 1, *sums[2:]), lambda n, g: (n, g, 0, 0, 0)),
+      strip(geometry, output, geometry.value_lanes),
+      own(sums),
     ],
     out_shape=[
       jax.ShapeDtypeStruct(output, value.dtype),
@@ -80,7 +83,7 @@ def forward(
       for shape, dtype in _scratch(geometry, query.dtype)
     ],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel"),
+      dimension_semantics=("parallel",) * 3,
       vmem_limit_bytes=vmem_limit,
     ),
     interpret=interpret,
@@ -125,6 +128,7 @@ def _kernel(
   key_buffer,
   value_buffer,
 ):
+  first_row = pl.program_id(1) * geometry.rows
   staging.stage_queries(geometry, query_ref, queries)
   staging.stage_windows(geometry, key_ref, key_buffer, keys)
   staging.stage_windows(geometry, value_ref, value_buffer, values)
@@ -132,6 +136,7 @@ def _kernel(
   def attend(row, cols, band):
     """Some blocks of a row, in step: the units of the chip overlap."""
     lanes = lanes_ref[band]
+    image_row = row + first_row
     heads = range(geometry.head_tiles)
     tiles = [(at, head) for at in range(len(cols)) for head in heads]
     windows = [window(geometry, keys, row, col) for col in cols]
@@ -147,7 +152,7 @@ def _kernel(
       )
       products.append(tile.product(windows[at], query, (1, 1)))
     logits = [
-      tile.add_positions(geometry, x, lanes, row, cols[at])
+      tile.add_positions(geometry, x, lanes, image_row, cols[at])
       for x, (at, _) in zip(products, tiles, strict=True)
     ]
     maxima = [x.max(axis=0, keepdims=True) for x in logits]
@@ -161,13 +166,11 @@ def _kernel(
     for x, maximum, (at, head) in zip(weights, maxima, tiles, strict=True):
       # A row of ones among the channels sums the weights.
       channels = head_rows(geometry, windows[at], head, geometry.value_dim)
-      both = tile.product(
-        jnp.concatenate([channels, ones], axis=0), x, (1, 0)
-      )
+      both = tile.product(jnp.concatenate([channels, ones], axis=0), x, (1, 0))
       total = both[-1:]
       results.append(both[:-16] / total)
       block = row * geometry.cols + cols[at]
-      sums_ref[0, 0, band * geometry.head_tiles + head, pl.ds(block, 1)] = (
+      sums_ref[0, 0, 0, band * geometry.head_tiles + head, pl.ds(block, 1)] = (
         maximum + jnp.log(total)
       )
     for at, col in enumerate(cols):

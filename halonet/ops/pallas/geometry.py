@@ -33,6 +33,8 @@ class Geometry:
     relative_stride: between queries as relative offsets count them.
     mask_padding: whether keys beyond the border are left out.
     mask_window: whether keys farther than `halo_size` are left out.
+    strips: into which an image is cut from top to bottom, each of as many rows
+      of blocks, so that one fits in vector memory. They come with their halo.
   """
 
   height: int
@@ -46,11 +48,18 @@ class Geometry:
   relative_stride: int
   mask_padding: bool
   mask_window: bool
+  strips: int = 1
 
   @property
   def rows(self) -> int:
-    """Blocks from top to bottom."""
-    return blocks.num_blocks(self.height, self.block_size)
+    """Blocks from top to bottom of a strip."""
+    rows = blocks.num_blocks(self.height, self.block_size)
+    return -(-rows // self.strips)
+
+  @property
+  def halo_rows(self) -> int:
+    """Rows above and below a strip that come with it; an image has none."""
+    return self.halo_size if self.strips > 1 else 0
 
   @property
   def cols(self) -> int:

@@ -16,7 +16,6 @@ from halonet.ops.pallas import backward as backward_lib
 from halonet.ops.pallas import forward as forward_lib
 from halonet.ops.pallas.geometry import Geometry
 
-
 # What the compiler needs of vector memory beside blocks and scratch: values
 # that do not fit in registers.
 _SPILLED = 4 << 20
@@ -61,8 +60,17 @@ def local_attention(
   attention = over_devices(
     functools.partial(_attention, geometry, vmem_limit, interpret)
   )
+  missing = geometry.strips * geometry.rows * geometry.block_size
+  missing = (0, missing - query.shape[1])
+  query, key, value = (
+    jnp.pad(x, ((0, 0), missing, (0, 0), (0, 0))) if missing[1] else x
+    for x in (query, key, value)
+  )
   output = attention(
-    query[:, ::stride, ::stride], key, value, table.astype(query.dtype)
+    query[:, ::stride, ::stride],
+    _strips(geometry, key),
+    _strips(geometry, value),
+    table.astype(query.dtype),
   )
   output = output[:, : -(-size[0] // stride), : -(-size[1] // stride)]
   return output.reshape(*output.shape[:3], geometry.heads, geometry.value_dim)
@@ -73,6 +81,18 @@ def vector_memory(geometry: Geometry, dtype: jnp.dtype) -> int:
   return _SPILLED + max(
     forward_lib.forward_bytes(geometry, dtype),
     backward_lib.backward_bytes(geometry, dtype),
+  )
+
+
+def _strips(geometry, x):
+  """The strips of a map beneath each other, each between its halo rows."""
+  if geometry.strips == 1:
+    return x
+  halo, rows = geometry.halo_size, geometry.rows * geometry.block_size
+  x = jnp.pad(x, ((0, 0), (halo, halo), (0, 0), (0, 0)))
+  starts = range(0, geometry.strips * rows, rows)
+  return jnp.concatenate(
+    [x[:, start : start + rows + 2 * halo] for start in starts], axis=1
   )
 
 

@@ -42,38 +42,57 @@ def stage_windows(geometry: Geometry, map_ref, buffer, windows) -> None:
   """Copies a map `[1, rows, columns, lanes]` to the windows of its columns."""
   size, halo = geometry.block_size, geometry.halo_size
   width = geometry.cols * size
+  skipped = halo - geometry.halo_rows
   buffer[...] = jnp.zeros_like(buffer)
-  if halo:
+  if skipped:
     border = jnp.zeros(
-      (geometry.cols, halo, *windows.shape[2:]), windows.dtype
+      (geometry.cols, skipped, *windows.shape[2:]), windows.dtype
     )
-    windows[:, :halo] = border
-    windows[:, -halo:] = border
+    windows[:, :skipped] = border
+    windows[:, -skipped:] = border
 
-  @pl.loop(0, geometry.rows)
-  def _(row):
-    rows = pl.ds(row * size, size)
-    buffer[:, halo : halo + width] = map_ref[0, rows].astype(buffer.dtype)
+  def stage(first, count):
+    rows = pl.ds(first, count)
+    buffer[:count, halo : halo + width] = map_ref[0, rows].astype(buffer.dtype)
     for col in range(geometry.cols):
       columns = pl.ds(col * size, geometry.window_padded)
-      windows[col, pl.ds(row * size + halo, size)] = buffer[:, columns].astype(
-        windows.dtype
-      )
+      windows[col, pl.ds(first + skipped, count)] = buffer[
+        :count, columns
+      ].astype(windows.dtype)
+
+  _for_rows(geometry, stage)
 
 
 def add_windows(geometry: Geometry, windows, buffer, map_ref) -> None:
   """The adjoint of `stage_windows`: adds overlapping windows up, to a map."""
   size, halo = geometry.block_size, geometry.halo_size
   width = geometry.cols * size
+  skipped = halo - geometry.halo_rows
 
-  @pl.loop(0, geometry.rows)
-  def _(row):
+  def add(first, count):
     buffer[...] = jnp.zeros_like(buffer)
     for col in range(geometry.cols):
       columns = pl.ds(col * size, geometry.window_padded)
-      buffer[:, columns] += windows[col, pl.ds(row * size + halo, size)]
-    rows = pl.ds(row * size, size)
-    map_ref[0, rows] = buffer[:, halo : halo + width].astype(map_ref.dtype)
+      buffer[:count, columns] += windows[col, pl.ds(first + skipped, count)]
+    rows = pl.ds(first, count)
+    map_ref[0, rows] = buffer[:count, halo : halo + width].astype(map_ref.dtype)
+
+  _for_rows(geometry, add)
+
+
+def _for_rows(geometry, body):
+  """Calls `body(first, count)` for all rows of a map of keys."""
+  size = geometry.block_size
+
+  @pl.loop(0, geometry.rows)
+  def _(row):
+    body(row * size, size)
+
+  first = geometry.rows * size
+  end = first + 2 * geometry.halo_rows
+  while first < end:
+    body(first, min(size, end - first))
+    first += size
 
 
 def stage_queries(geometry: Geometry, map_ref, queries) -> None:

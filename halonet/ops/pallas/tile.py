@@ -121,9 +121,7 @@ def product_gradients(
   mean = weighted.sum(axis=0, keepdims=True)
   dlogits = weighted - weights * mean
   size = geometry.window_padded
-  parts = [
-    dlogits[i * size : (i + 1) * size] for i in range(geometry.window)
-  ]
+  parts = [dlogits[i * size : (i + 1) * size] for i in range(geometry.window)]
   rows = jnp.concatenate([x.sum(axis=0, keepdims=True) for x in parts], axis=0)
   tables = table_gradients(geometry, rows, sum(parts), lanes)
   return jnp.concatenate([dlogits, tables], axis=0)
