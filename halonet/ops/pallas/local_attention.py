@@ -39,8 +39,8 @@ def local_attention(
 
   Args:
     geometry: of the layer; its `stride` divides its `block_size`.
-    over_devices: makes a function of three arrays with a batch, and a table, one
-      that each device calls for its part of the batch.
+    over_devices: makes a function of three maps and a table one that each
+      device calls for its part of the batch.
     query: `[batch, height, width, heads, head_dim]`.
     key: the same shape.
     value: `[batch, height, width, heads, value_dim]`.

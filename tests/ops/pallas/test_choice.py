@@ -1,0 +1,114 @@
+"""Who serves a layer: by chip, dtype, shape and devices, told by a mesh."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from halonet.ops.attention import blocked_local_attention
+from halonet.ops.pallas import choice
+from halonet.ops.pallas.geometry import Geometry
+
+
+def mesh(kind, devices=4):
+  return AbstractMesh(
+    (devices,),
+    ("data",),
+    axis_types=(AxisType.Auto,),
+    abstract_device=AbstractDevice(
+      device_kind=kind, num_cores=1, platform=kind[:3].lower()
+    ),
+  )
+
+
+def layer(**sizes):
+  return Geometry(
+    **dict(
+      height=64,
+      width=64,
+      heads=4,
+      head_dim=16,
+      value_dim=16,
+      block_size=8,
+      halo_size=3,
+      stride=1,
+      relative_stride=1,
+      mask_padding=True,
+      mask_window=False,
+    )
+    | sizes
+  )
+
+
+def kernel_for(kind, implementation, batch=8, dtype="bfloat16", **sizes):
+  choice._log.cache_clear()
+  dtypes = (jnp.dtype(dtype),) * 3
+  with jax.sharding.use_abstract_mesh(mesh(kind)):
+    return choice.kernel_for(implementation, layer(**sizes), batch, dtypes)
+
+
+@pytest.mark.parametrize(
+  "kind", ["TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite"]
+)
+def test_auto_takes_kernels_on_tpus(kind, caplog):
+  with caplog.at_level(logging.INFO):
+    assert kernel_for(kind, "auto") is not None
+  assert [record.message for record in caplog.records] == [
+    "attention: pallas_tpu"
+  ]
+  assert kernel_for(kind, "xla") is None
+
+
+@pytest.mark.parametrize(
+  "arguments, reason",
+  [
+    (dict(kind="TPU v3"), "TPU v3 is not TPU v4, v5e, v5p or v6e"),
+    (dict(dtype="float32"), "it takes bfloat16, not float32"),
+    (dict(batch=6), "a batch of 6 does not split over 4 devices"),
+    (dict(head_dim=4), "heads are 4 and 16 wide, not multiples of 8"),
+    (dict(kind="TPU v4", width=5000), "not even a row of blocks fits"),
+  ],
+)
+def test_what_kernels_cannot_serve_is_said(arguments, reason, caplog):
+  arguments = dict(kind="TPU v5 lite") | arguments
+  assert kernel_for(implementation="auto", **arguments) is None
+  (record,) = caplog.records
+  assert record.levelname == "WARNING" and reason in record.message
+  with pytest.raises(ValueError, match="cannot serve this") as error:
+    kernel_for(implementation="pallas_tpu", **arguments)
+  assert reason in str(error.value)
+
+
+def test_a_reason_is_logged_once(caplog):
+  kernel_for("TPU v3", "auto")
+  with jax.sharding.use_abstract_mesh(mesh("TPU v3")):
+    dtypes = (jnp.dtype("bfloat16"),) * 3
+    choice.kernel_for("auto", layer(height=32), 8, dtypes)
+  assert len(caplog.records) == 1
+
+
+def test_auto_is_xla_elsewhere():
+  assert kernel_for("cpu", "auto", dtype="float32") is None
+  dtypes = (jnp.dtype("float32"),) * 3
+  assert choice.kernel_for("auto", layer(), 8, dtypes) is None
+
+
+def test_large_maps_are_cut_into_strips_that_fit():
+  dtype = jnp.dtype("bfloat16")
+  whole = choice._fitting(layer(), dtype, "TPU v5 lite")
+  assert whole.strips == 1
+  cut = choice._fitting(layer(), dtype, "TPU v4")
+  assert 1 < cut.strips <= 8
+  largest = layer(height=160, width=160, block_size=10, value_dim=64)
+  assert choice._fitting(largest, dtype, "TPU v5 lite").strips > 1
+
+
+def test_unknown_implementations_are_named():
+  x = jnp.zeros((1, 4, 4, 1, 2))
+  tables = [jnp.zeros((9, 1))] * 2
+  with pytest.raises(ValueError, match="must be one of auto, xla, pallas_tpu"):
+    blocked_local_attention(
+      x, x, x, *tables, block_size=4, halo_size=1, implementation="cuda"
+    )
