@@ -8,10 +8,14 @@ machine whose arrays are tiled by 8 × 128 and whose products are 128 wide:
   share a product: every head has its queries as rows of their own, which are
   zero in the channels of the other heads. Nothing is transposed to separate
   heads.
-- Keys and values lie side by side in one array of 128 lanes, `[k, v]`, which
+- Values and keys lie side by side in one array of 128 lanes, `[v, k]`, which
   is cut into neighbourhoods once. The one-hot vectors take the place of the
   values where it serves as keys, and a one that of the keys where it serves as
-  values: it sums the weights.
+  values: it sums the weights. All products have operands 128 wide; with
+  narrower ones the compiler puts channels into sublanes, and neighbourhoods
+  would be cut in lanes.
+- A product with one matrix for each place of a block puts queries beside their
+  row and column logits.
 - A neighbourhood is put together from whole blocks, of which the last are cut
   only across rows (or columns by the eight): pixels keep their places in the
   tiles. The columns too many are masked.
@@ -52,7 +56,7 @@ def packed_attention(
   Arguments and result as there; they are not checked, and `stride` must divide
   `block_size`. It has a reverse-mode gradient of its own, and no forward mode.
   """
-  batch, height, width, heads, dim = query.shape
+  height, width, heads, dim = query.shape[1:]
   value_dim = value.shape[-1]
   dtype = query.dtype
   side = block_size // stride
@@ -64,15 +68,15 @@ def packed_attention(
   first_key = max(value_dims, places.shape[1])
   lanes = -(-(first_key + dims) // _LANES) * _LANES
 
-  query = _grouped(blocks.pad_to_blocks(query, block_size), groups)
-  query = _into_blocks(query[:, ::stride, ::stride], side)
+  query = blocks.pad_to_blocks(query, block_size)[:, ::stride, ::stride]
+  query = jax.vmap(lambda x: _into_blocks(x, side))(_grouped(query, groups))
   value, key = (
     _grouped(blocks.pad_to_blocks(x, block_size), groups) for x in (value, key)
   )
   both = [_in_lanes(value, first_key), _in_lanes(key, lanes - first_key)]
   both = jnp.concatenate(both, axis=-1)
   with jax.named_scope("neighbourhoods"):
-    both = _windows(both, block_size, halo_size)
+    both = jax.vmap(lambda x: _windows(x, block_size, halo_size))(both)
 
   with jax.named_scope("relative"):
     expand = _expansion(
@@ -88,8 +92,8 @@ def packed_attention(
       side=side,
       stride=relative_stride or stride,
     )
-    query = jnp.einsum("nrcqd,qdhw->nrchqw", query, expand)
-    query = query.reshape(*query.shape[:3], -1, lanes)
+    query = jnp.einsum("gnrcqd,qdhw->gnrchqw", query, expand)
+    query = query.reshape(*query.shape[:4], -1, lanes)
   with jax.named_scope("masks"):
     query += _masks(
       height,
@@ -107,10 +111,9 @@ def packed_attention(
 
   attend = _make_attend(places, value_dims, together, first_key, lanes)
   output = attend(query, both)
-  output = output.reshape(*output.shape[:3], side, side, value_dims)
-  output = blocks.merge_blocks(output)
-  output = output.reshape(batch, groups, *output.shape[1:])
-  output = jnp.concatenate([output[:, i] for i in range(groups)], axis=-1)
+  output = output.reshape(*output.shape[:4], side, side, value_dims)
+  output = jax.vmap(blocks.merge_blocks)(output)
+  output = jnp.concatenate(list(output), axis=-1)
   output = output.reshape(*output.shape[:3], heads, value_dim)
   return output[:, : -(-height // stride), : -(-width // stride)]
 
@@ -172,13 +175,9 @@ def _heads_together(heads, dim, value_dim, places):
 
 
 def _grouped(x, groups):
-  """`[b, h, w, heads, d]` → `[b · groups, h, w, heads/groups · d]`."""
-  batch, height, width, heads, dim = x.shape
-  x = x.reshape(batch, height, width, heads * dim)
-  if groups == 1:
-    return x
-  x = jnp.stack(jnp.split(x, groups, axis=-1), axis=1)
-  return x.reshape(batch * groups, height, width, -1)
+  """`[b, h, w, heads, d]` → `[groups, b, h, w, heads/groups · d]`."""
+  x = x.reshape(*x.shape[:3], -1)
+  return jnp.stack(jnp.split(x, groups, axis=-1))
 
 
 def _in_lanes(x, lanes):
@@ -336,15 +335,16 @@ def _make_attend(places, value_dims, together, first_key, lanes):
       values = jnp.where(lane < value_dims, both, one)
       output = _product("...kq,...kd->...qd", weights, values)
     with jax.named_scope("softmax"):
-      total = output[..., value_dims]
-      output = output[..., :value_dims] / total[..., None]
+      log_sum = maximum + jnp.log(output[..., value_dims])
+      total = slice(value_dims, value_dims + 1)
       output = sum(
-        each * jnp.asarray(own, each.dtype)
+        each[..., :value_dims] * (own / each[..., total])
         for each, own in zip(
-          jnp.split(output, together, axis=-2), channels, strict=True
+          jnp.split(output, together, axis=-2),
+          jnp.asarray(channels, output.dtype),
+          strict=True,
         )
       ).astype(both.dtype)
-      log_sum = maximum + jnp.log(total)
     return output, (query, both, output, log_sum)
 
   def backward(saved, gradient):
