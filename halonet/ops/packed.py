@@ -58,11 +58,11 @@ def packed_attention(
   """
   height, width, heads, dim = query.shape[1:]
   value_dim = value.shape[-1]
-  dtype = query.dtype
+  dtype, value_dtype = query.dtype, value.dtype
   side = block_size // stride
   rows, cols = _places(block_size, halo_size)
   places = _one_hot(rows, cols)
-  together = _heads_together(heads, dim, value_dim, places.shape[1])
+  together = _heads_together(heads, dim, value_dim, places.shape[1], stride)
   groups = heads // together
   dims, value_dims = together * dim, together * value_dim
   first_key = max(value_dims, places.shape[1])
@@ -115,7 +115,8 @@ def packed_attention(
   output = jax.vmap(blocks.merge_blocks)(output)
   output = jnp.concatenate(list(output), axis=-1)
   output = output.reshape(*output.shape[:3], heads, value_dim)
-  return output[:, : -(-height // stride), : -(-width // stride)]
+  output = output[:, : -(-height // stride), : -(-width // stride)]
+  return output.astype(value_dtype)
 
 
 # ------------------------------------------------------------- the geometry
@@ -159,15 +160,17 @@ def _one_hot(rows, cols):
   )
 
 
-def _heads_together(heads, dim, value_dim, places):
-  """How many heads share a product: all that fit into the lanes, or one."""
+def _heads_together(heads, dim, value_dim, places, stride):
+  """How many heads share a product: all that fit into the lanes, or one.
+
+  With a stride, a head has few queries: more heads fill the other side.
+  """
+  lanes = _LANES if stride == 1 else 2 * _LANES
   return max(
     number
     for number in range(1, heads + 1)
     if heads % number == 0
-    and (
-      number == 1 or number * dim + max(number * value_dim, places) <= _LANES
-    )
+    and (number == 1 or number * dim + max(number * value_dim, places) <= lanes)
   )
 
 
