@@ -84,7 +84,8 @@ def implementations(wanted: list[str] | None) -> list[str]:
   known = [name for name in IMPLEMENTATIONS if name != "auto"]
   for name in wanted or ():
     if name not in known:
-      raise UsageError(f"--implementation: {unknown('implementation', name, known)}")
+      message = unknown("implementation", name, known)
+      raise UsageError(f"--implementation: {message}")
   if jax.default_backend() != "tpu":  # Interpreted, it takes very long.
     known.remove("pallas_tpu")
   return wanted or known

@@ -66,6 +66,7 @@ def blocked_local_attention(
       offsets count them: `stride`, unless weights were trained otherwise.
     implementation: "xla", operations that XLA fuses (`halonet.ops.folded`);
       "xla_chunked", the same for a few images at a time, for CPUs;
+      "xla_packed", for TPUs without a kernel (`halonet.ops.packed`);
       "pallas_tpu", fused kernels for TPUs, which elsewhere are interpreted,
       slowly; or "auto", what is best where this will run: see
       `halonet.ops.choice`.
@@ -114,7 +115,12 @@ def blocked_local_attention(
     return output[:, ::stride, ::stride]
 
   batch, height, width, heads, head_dim = query.shape
-  options = dict(
+  geometry = Geometry(
+    height=height,
+    width=width,
+    heads=heads,
+    head_dim=head_dim,
+    value_dim=value.shape[-1],
     block_size=block_size,
     halo_size=halo_size,
     stride=stride,
@@ -122,22 +128,9 @@ def blocked_local_attention(
     mask_window=mask_window,
     relative_stride=relative_stride or stride,
   )
-  geometry = Geometry(
-    height=height,
-    width=width,
-    heads=heads,
-    head_dim=head_dim,
-    value_dim=value.shape[-1],
-    **options,
-  )
   dtypes = tuple(x.dtype for x in (query, key, value))
-  name, kernel = choice.choose(implementation, geometry, batch, dtypes)
-  arrays = query, key, value, relative_height, relative_width
-  if kernel is not None:
-    return kernel(*arrays)
-  chunked = name == "xla_chunked"
-  form = folded.chunked_attention if chunked else folded.folded_attention
-  return form(*arrays, **options)
+  _, attend = choice.choose(implementation, geometry, batch, dtypes)
+  return attend(query, key, value, relative_height, relative_width)
 
 
 def global_attention(

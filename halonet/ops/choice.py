@@ -8,14 +8,22 @@ this machine, or else this process's default device.
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from halonet.ops import folded
+from halonet.ops.packed import packed_attention
 from halonet.ops.pallas.geometry import Geometry
 
-IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", "pallas_tpu")
+_XLA = {
+  "xla": folded.folded_attention,
+  "xla_chunked": folded.chunked_attention,
+  "xla_packed": packed_attention,
+}
+IMPLEMENTATIONS = ("auto", *_XLA, "pallas_tpu")
 _LOGGER = logging.getLogger(__name__)
 _MIB = 1 << 20
 # Vector memory of a core in bytes, by how JAX's device_kind begins; the longest
@@ -34,7 +42,7 @@ def choose(
   geometry: Geometry,
   batch: int,
   dtypes: tuple[jnp.dtype, ...],
-):
+) -> tuple[str, Callable[..., jax.Array]]:
   """Finds what serves a layer.
 
   Args:
@@ -44,8 +52,8 @@ def choose(
     dtypes: of query, key and value.
 
   Returns:
-    The implementation's name, and for "pallas_tpu" the kernel: a function of
-    query, key, value and the two relative tables; else None.
+    The implementation's name, and a function of query, key, value and the two
+    relative tables.
 
   Raises:
     ValueError: if there is no such implementation, or "pallas_tpu" is asked
@@ -56,20 +64,24 @@ def choose(
       f"implementation is {implementation!r}; it must be one of"
       f" {', '.join(IMPLEMENTATIONS)}"
     )
-  if implementation.startswith("xla"):
-    return implementation, None
+  if implementation in _XLA:
+    return _xla(implementation, geometry)
   mesh = jax.sharding.get_abstract_mesh()
   kind, on_tpu = _device(mesh)
   if implementation == "auto":
     devices = jax.device_count() if mesh.empty else mesh.size
     if not on_tpu:
       # Devices that share a batch would wait for one another at every chunk.
-      name = "xla_chunked" if kind == "cpu" and devices == 1 else "xla"
+      alone = kind == "cpu" and devices == 1
+      chunked = alone and batch > folded.CHUNK
+      name = "xla_chunked" if chunked else "xla"
       _log(f"attention: {name}")
-      return name, None
+      return _xla(name, geometry)
     if mesh.empty and devices > 1:
-      _log("attention: xla (no mesh says how many devices share a batch)")
-      return "xla", None
+      _log(
+        "attention: xla_packed (no mesh says how many devices share a batch)"
+      )
+      return _xla("xla_packed", geometry)
   from halonet.ops.pallas import local_attention as kernels
 
   axes = [
@@ -83,8 +95,8 @@ def choose(
   reason = _unserved(geometry, batch, dtypes, kind, on_tpu, shares)
   if reason is not None:
     if implementation == "auto":
-      _log(f"attention: xla, not pallas_tpu ({reason})", logging.WARNING)
-      return "xla", None
+      _log(f"attention: xla_packed, not pallas_tpu ({reason})", logging.WARNING)
+      return _xla("xla_packed", geometry)
     raise ValueError(
       f"implementation is 'pallas_tpu', which cannot serve this: {reason};"
       " 'auto' falls back to XLA"
@@ -112,6 +124,21 @@ def choose(
   return "pallas_tpu", functools.partial(
     kernels.local_attention, geometry, over_devices, **options
   )
+
+
+def _xla(name, geometry):
+  options = {
+    field: getattr(geometry, field)
+    for field in (
+      "block_size",
+      "halo_size",
+      "stride",
+      "mask_padding",
+      "mask_window",
+      "relative_stride",
+    )
+  }
+  return name, functools.partial(_XLA[name], **options)
 
 
 def _device(mesh):

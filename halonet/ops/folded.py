@@ -23,7 +23,7 @@ from jax import lax
 from halonet.ops import blocks, relative
 
 # Images whose tiles stay in a CPU's caches together.
-_CHUNK = 2
+CHUNK = 2
 
 
 def folded_attention(
@@ -85,7 +85,7 @@ def chunked_attention(
   the backward pass, which needs less memory and less time for it on a CPU.
   """
   batch = query.shape[0]
-  size = _CHUNK if batch % _CHUNK == 0 else 1
+  size = CHUNK if batch % CHUNK == 0 else 1
 
   @jax.checkpoint
   def attend(chunk):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from halonet.ops import choice
 from halonet.ops.attention import blocked_local_attention
-from halonet.ops.pallas import choice
 from halonet.ops.pallas.geometry import Geometry
 
 
@@ -42,11 +42,11 @@ def layer(**sizes):
   )
 
 
-def kernel_for(kind, implementation, batch=8, dtype="bfloat16", **sizes):
+def chosen(kind, implementation, batch=8, dtype="bfloat16", **sizes):
   choice._log.cache_clear()
   dtypes = (jnp.dtype(dtype),) * 3
   with jax.sharding.use_abstract_mesh(mesh(kind)):
-    return choice.kernel_for(implementation, layer(**sizes), batch, dtypes)
+    return choice.choose(implementation, layer(**sizes), batch, dtypes)[0]
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,11 @@ def kernel_for(kind, implementation, batch=8, dtype="bfloat16", **sizes):
 )
 def test_auto_takes_kernels_on_tpus(kind, caplog):
   with caplog.at_level(logging.INFO):
-    assert kernel_for(kind, "auto") is not None
+    assert chosen(kind, "auto") == "pallas_tpu"
   assert [record.message for record in caplog.records] == [
     "attention: pallas_tpu"
   ]
-  assert kernel_for(kind, "xla") is None
+  assert chosen(kind, "xla") == "xla"
 
 
 @pytest.mark.parametrize(
@@ -73,26 +73,35 @@ def test_auto_takes_kernels_on_tpus(kind, caplog):
 )
 def test_what_kernels_cannot_serve_is_said(arguments, reason, caplog):
   arguments = dict(kind="TPU v5 lite") | arguments
-  assert kernel_for(implementation="auto", **arguments) is None
+  assert chosen(implementation="auto", **arguments) == "xla_packed"
   (record,) = caplog.records
   assert record.levelname == "WARNING" and reason in record.message
   with pytest.raises(ValueError, match="cannot serve this") as error:
-    kernel_for(implementation="pallas_tpu", **arguments)
+    chosen(implementation="pallas_tpu", **arguments)
   assert reason in str(error.value)
 
 
 def test_a_reason_is_logged_once(caplog):
-  kernel_for("TPU v3", "auto")
+  chosen("TPU v3", "auto")
   with jax.sharding.use_abstract_mesh(mesh("TPU v3")):
     dtypes = (jnp.dtype("bfloat16"),) * 3
-    choice.kernel_for("auto", layer(height=32), 8, dtypes)
+    choice.choose("auto", layer(height=32), 8, dtypes)
   assert len(caplog.records) == 1
 
 
-def test_auto_is_xla_elsewhere():
-  assert kernel_for("cpu", "auto", dtype="float32") is None
+@pytest.mark.parametrize(
+  "kind, devices, batch, name",
+  [
+    ("cpu", 1, 8, "xla_chunked"),
+    ("cpu", 1, 2, "xla"),
+    ("cpu", 4, 8, "xla"),
+    ("NVIDIA H100", 1, 8, "xla"),
+  ],
+)
+def test_auto_elsewhere(kind, devices, batch, name):
   dtypes = (jnp.dtype("float32"),) * 3
-  assert choice.kernel_for("auto", layer(), 8, dtypes) is None
+  with jax.sharding.use_abstract_mesh(mesh(kind, devices)):
+    assert choice.choose("auto", layer(), batch, dtypes)[0] == name
 
 
 def test_large_maps_are_cut_into_strips_that_fit():
@@ -108,7 +117,7 @@ def test_large_maps_are_cut_into_strips_that_fit():
 def test_unknown_implementations_are_named():
   x = jnp.zeros((1, 4, 4, 1, 2))
   tables = [jnp.zeros((9, 1))] * 2
-  with pytest.raises(ValueError, match="must be one of auto, xla, pallas_tpu"):
+  with pytest.raises(ValueError, match="must be one of auto, xla, "):
     blocked_local_attention(
       x, x, x, *tables, block_size=4, halo_size=1, implementation="cuda"
     )
