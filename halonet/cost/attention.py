@@ -162,6 +162,7 @@ def program(
         block_size=block_size,
         halo_size=halo_size,
         mask_window=method == "SASA",
+        implementation="xla",  # Its operations are those of the formula.
       )
 
     offsets = [relative.num_offsets(block_size, halo_size)] * 2

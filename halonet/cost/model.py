@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from halonet.cost import counted
-from halonet.models.layers import GlobalAttention, HaloAttention
+from halonet.models.layers import GlobalAttention, HaloAttention, Projection
 from halonet.models.network import Network
 from halonet.models.normalization import BatchNorm
 from halonet.models.spec import NetworkSpec
@@ -145,8 +145,11 @@ def count(spec: NetworkSpec, image_size: int | tuple[int, int]) -> Counts:
   height, width = (
     image_size if isinstance(image_size, tuple) else (image_size, image_size)
   )
-  # What is computed again in training is no other forward pass.
-  model = Network(dataclasses.replace(spec, remat="none"))
+  # What is computed again in training is no other forward pass, and forms of
+  # the attention that do more than the formula asks for are no other model.
+  model = Network(
+    dataclasses.replace(spec, remat="none", attention_implementation="xla")
+  )
   images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   variables = jax.eval_shape(model.init, key, images)
@@ -201,7 +204,7 @@ def count(spec: NetworkSpec, image_size: int | tuple[int, int]) -> Counts:
 _LAYERS = (
   nn.Conv,
   nn.Dense,
-  nn.DenseGeneral,
+  Projection,
   BatchNorm,
   HaloAttention,
   GlobalAttention,

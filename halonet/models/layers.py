@@ -217,7 +217,7 @@ class EfficientChannelAttention(nn.Module):
     return x * nn.sigmoid(y)[:, None, None, :, 0]
 
 
-class _Projection(nn.Module):
+class Projection(nn.Module):
   """A linear map of the channels to those of all heads, without bias.
 
   Parameters are those of `nn.DenseGeneral`. The product is with a matrix and
@@ -246,7 +246,7 @@ class _Projection(nn.Module):
 
 
 def _project(x, heads, features, dtype, name, scale=1.0):
-  return _Projection(heads, features, scale, dtype, name=name)(x)
+  return Projection(heads, features, scale, dtype, name=name)(x)
 
 
 def _table(module, name, shape, head_dim):

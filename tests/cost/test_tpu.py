@@ -66,7 +66,11 @@ def _parameters(config):
 
 @needs_compiler
 def test_an_evaluation_step_is_compiled_for_one_chip(small_config):
-  config = small_config("model.depths=(1,)", "model.heads=(2,)")
+  # With the form whose operations are those of the formula.
+  config = small_config(
+    "model.depths=(1,)", "model.heads=(2,)",
+    "model.attention_implementation=xla",
+  )  # fmt: skip
   report = tpu.report(
     config, "v5e:1x1", step="eval", per_core_batch=8, num_classes=10
   )
