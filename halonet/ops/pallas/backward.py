@@ -20,6 +20,9 @@ from halonet.ops.pallas.common import (
 )
 from halonet.ops.pallas.geometry import Geometry, tile_bytes
 
+# In the tiles that are computed together: more take longer to compile.
+_KEYS = 1792
+
 
 def backward(
   geometry: Geometry,
@@ -150,17 +153,16 @@ def _kernel(
   dvalues[...] = jnp.zeros_like(dvalues)
   dtable_ref[...] = jnp.zeros_like(dtable_ref)
 
-  def differentiate(row, cols, band):
+  def differentiate(places, band):
     lanes = lanes_ref[band]
-    image_row = row + first_row
     heads = range(geometry.head_tiles)
-    tiles = [(at, head) for at in range(len(cols)) for head in heads]
-    windows = [window(geometry, keys, row, col) for col in cols]
+    tiles = [(at, head) for at in range(len(places)) for head in heads]
+    windows = [window(geometry, keys, row, col) for row, col in places]
     windows = [jnp.concatenate([x, table_ref[...]], axis=0) for x in windows]
     masked_queries, masked_gradients = (
       [
         staging.masked_heads(
-          geometry, x[row, cols[at], band], head, dim, keys.dtype
+          geometry, x[*places[at], band], head, dim, keys.dtype
         )
         for at, head in tiles
       ]
@@ -174,13 +176,13 @@ def _kernel(
       for query, (at, _) in zip(masked_queries, tiles, strict=True)
     ]
     dweights = [
-      tile.product(window(geometry, values, row, cols[at]), gradient, (1, 1))
+      tile.product(window(geometry, values, *places[at]), gradient, (1, 1))
       for gradient, (at, _) in zip(masked_gradients, tiles, strict=True)
     ]
     weights = []
     for x, (at, head) in zip(products, tiles, strict=True):
-      logits = tile.add_positions(geometry, x, lanes, image_row, cols[at])
-      block = row * geometry.cols + cols[at]
+      logits = tile.add_positions(geometry, x, lanes, first_row, places[at])
+      block = places[at][0] * geometry.cols + places[at][1]
       index = band * geometry.head_tiles + head
       weights.append(
         jnp.exp(logits - sums_ref[0, 0, 0, index, pl.ds(block, 1)])
@@ -191,7 +193,7 @@ def _kernel(
     ]
     weights = [x.astype(values.dtype) for x in weights]
     turned = [x.T for x in windows]
-    for at, col in enumerate(cols):
+    for at, (row, col) in enumerate(places):
       mine = [index for index, item in enumerate(tiles) if item[0] == at]
       pixels = pl.ds(row * geometry.block_size, geometry.window)
       size = geometry.window, geometry.window_padded
@@ -210,7 +212,7 @@ def _kernel(
         geometry, dquery, geometry.head_dim
       )
 
-  for_blocks(geometry, differentiate, 4)
+  for_blocks(geometry, differentiate, _KEYS)
   staging.unstage_queries(geometry, dqueries, dquery_ref)
   staging.add_windows(geometry, dkeys, key_buffer, dkey_ref)
   staging.add_windows(geometry, dvalues, value_buffer, dvalue_ref)

@@ -34,29 +34,40 @@ def own(shape: tuple[int, ...]) -> pl.BlockSpec:
 
 
 def for_blocks(
-  geometry: Geometry, body: Callable[..., None], tiles: int
+  geometry: Geometry, body: Callable[..., None], keys: int
 ) -> None:
-  """Calls `body(row, cols, band)` for all blocks, some of a row together.
+  """Calls `body(places, band)` for all blocks, some of them together.
 
-  As many together as make about `tiles` tiles; `body` has them in its program
-  one after another, and the compiler overlaps their work.
+  As many together as have about `keys` keys in all their tiles; `body` gets
+  their rows and columns. It has them in its program one after another, and the
+  compiler overlaps their work.
   """
-  together = max(
-    count
-    for count in range(1, geometry.cols + 1)
-    if geometry.cols % count == 0
-    and (count == 1 or count * geometry.head_tiles <= tiles)
-  )
+  each = geometry.head_tiles * geometry.keys
+  cols = _together(geometry.cols, keys // each)
+  rows = 1
+  if cols == geometry.cols:
+    rows = _together(geometry.rows, keys // (each * cols))
 
-  @pl.loop(0, geometry.rows)
+  @pl.loop(0, geometry.rows // rows)
   def _(row):
-    @pl.loop(0, geometry.cols // together)
+    @pl.loop(0, geometry.cols // cols)
     def _(col):
-      cols = [col * together + at for at in range(together)]
+      places = [
+        (row * rows + down, col * cols + along)
+        for down in range(rows)
+        for along in range(cols)
+      ]
 
       @pl.loop(0, geometry.bands)
       def _(band):
-        body(row, cols, band)
+        body(places, band)
+
+
+def _together(count, most):
+  """The largest divisor of `count` that is at most `most`, or 1."""
+  return max(
+    n for n in range(1, count + 1) if count % n == 0 and n <= max(most, 1)
+  )
 
 
 def window(

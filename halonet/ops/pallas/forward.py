@@ -20,6 +20,9 @@ from halonet.ops.pallas.common import (
 )
 from halonet.ops.pallas.geometry import Geometry, tile_bytes
 
+# In the tiles that are computed together: more take longer to compile.
+_KEYS = 3584
+
 
 def forward(
   geometry: Geometry,
@@ -133,26 +136,25 @@ def _kernel(
   staging.stage_windows(geometry, key_ref, key_buffer, keys)
   staging.stage_windows(geometry, value_ref, value_buffer, values)
 
-  def attend(row, cols, band):
-    """Some blocks of a row, in step: the units of the chip overlap."""
+  def attend(places, band):
+    """Some blocks, in step: the units of the chip overlap."""
     lanes = lanes_ref[band]
-    image_row = row + first_row
     heads = range(geometry.head_tiles)
-    tiles = [(at, head) for at in range(len(cols)) for head in heads]
-    windows = [window(geometry, keys, row, col) for col in cols]
+    tiles = [(at, head) for at in range(len(places)) for head in heads]
+    windows = [window(geometry, keys, row, col) for row, col in places]
     windows = [jnp.concatenate([x, table_ref[...]], axis=0) for x in windows]
     products = []
     for at, head in tiles:
       query = staging.masked_heads(
         geometry,
-        queries[row, cols[at], band],
+        queries[*places[at], band],
         head,
         geometry.head_dim,
         keys.dtype,
       )
       products.append(tile.product(windows[at], query, (1, 1)))
     logits = [
-      tile.add_positions(geometry, x, lanes, image_row, cols[at])
+      tile.add_positions(geometry, x, lanes, first_row, places[at])
       for x, (at, _) in zip(products, tiles, strict=True)
     ]
     maxima = [x.max(axis=0, keepdims=True) for x in logits]
@@ -160,7 +162,7 @@ def _kernel(
       jnp.exp(x - m).astype(values.dtype)
       for x, m in zip(logits, maxima, strict=True)
     ]
-    windows = [window(geometry, values, row, col).T for col in cols]
+    windows = [window(geometry, values, *place).T for place in places]
     ones = jnp.ones((16, geometry.keys), values.dtype)
     results = []
     for x, maximum, (at, head) in zip(weights, maxima, tiles, strict=True):
@@ -169,15 +171,15 @@ def _kernel(
       both = tile.product(jnp.concatenate([channels, ones], axis=0), x, (1, 0))
       total = both[-1:]
       results.append(both[:-16] / total)
-      block = row * geometry.cols + cols[at]
+      block = places[at][0] * geometry.cols + places[at][1]
       sums_ref[0, 0, 0, band * geometry.head_tiles + head, pl.ds(block, 1)] = (
         maximum + jnp.log(total)
       )
-    for at, col in enumerate(cols):
+    for at, (row, col) in enumerate(places):
       mine = results[at * len(heads) : (at + 1) * len(heads)]
       outputs[row, col, band] = staging.merged_heads(
         geometry, mine, geometry.value_dim
       )
 
-  for_blocks(geometry, attend, 8)
+  for_blocks(geometry, attend, _KEYS)
   staging.unstage_queries(geometry, outputs, output_ref)

@@ -63,8 +63,8 @@ def add_positions(
   geometry: Geometry,
   products: jax.Array,
   lanes: jax.Array,
-  row: jax.Array,
-  col: jax.Array,
+  first_row: jax.Array,
+  place: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
   """Logits `[keys, tile_lanes]` from the products of queries with all keys.
 
@@ -73,11 +73,11 @@ def add_positions(
     products: `[keys + 2 · offsets_padded, tile_lanes]`: the relative tables'
       rows come after the keys.
     lanes: as for `position_logits`.
-    row: of the block.
-    col: of the block.
+    first_row: of the strip, in blocks.
+    place: row of the block in the strip, and column.
   """
   rows, cols = position_logits(
-    geometry, products[geometry.keys :], lanes, row, col
+    geometry, products[geometry.keys :], lanes, first_row + place[0], place[1]
   )
   size = geometry.window_padded
   return jnp.concatenate(
