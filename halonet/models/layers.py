@@ -220,14 +220,13 @@ class EfficientChannelAttention(nn.Module):
 class Projection(nn.Module):
   """A linear map of the channels to those of all heads, without bias.
 
-  Parameters are those of `nn.DenseGeneral`. The product is with a matrix and
-  what is scaled is flat: arrays with an axis of heads would be laid out in
-  another way in a TPU's memory, and copied before the attention's kernel.
+  Parameters are those of `nn.DenseGeneral`. The product is with a matrix, and
+  its result flat: arrays with an axis of heads would be laid out in another
+  way in a TPU's memory, and copied before the attention's kernel.
   """
 
   heads: int
   features: int
-  scale: float
   dtype: DTypeLike
 
   @nn.compact
@@ -239,14 +238,14 @@ class Projection(nn.Module):
     heads = (self.heads, self.features // self.heads)
     kernel = self.param("kernel", init, (x.shape[-1], *heads))
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    y = x @ kernel.reshape(x.shape[-1], self.features)
-    if self.scale != 1.0:
-      y = y * self.scale
-    return y.reshape(*x.shape[:-1], *heads)
+    return x @ kernel.reshape(x.shape[-1], self.features)
 
 
-def _project(x, heads, features, dtype, name, scale=1.0):
-  return Projection(heads, features, scale, dtype, name=name)(x)
+def _project(x, heads, features, dtype, name, scale=None):
+  y = Projection(heads, features, dtype, name=name)(x)
+  if scale is not None:
+    y = y * scale  # While it is flat.
+  return y.reshape(*x.shape[:-1], heads, features // heads)
 
 
 def _table(module, name, shape, head_dim):
