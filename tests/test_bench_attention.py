@@ -1,0 +1,67 @@
+"""scripts/bench_attention.py: which layers it finds, prints and refuses."""
+
+import importlib
+import json
+import pathlib
+
+import pytest
+
+from halonet.errors import UsageError
+
+SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+  monkeypatch.syspath_prepend(str(SCRIPTS))
+  module = importlib.import_module("bench_attention")
+
+  def run(*words):
+    monkeypatch.setattr("sys.argv", ["bench_attention.py", *words])
+    module.main()
+
+  return run
+
+
+def test_every_distinct_layer_by_every_implementation(bench, tmp_path, capsys):
+  file = tmp_path / "found.json"
+  bench(
+    "--image_size=32",
+    "--batch_size=4",
+    "--rounds=1",
+    "--model.depths=(3, 1)",
+    "--model.heads=(2, 2)",
+    "--model.base_width=8",
+    "--implementation=xla",
+    "--implementation=xla_chunked",
+    f"--json={file}",
+  )
+  output = capsys.readouterr().out
+  assert "4 layers of halonet_h1 at 32 pixels, 2 distinct ones" in output
+  rows = json.loads(file.read_text())
+  assert [(row["layer"], row["count"], row["pass"]) for row in rows] == [
+    ("8×8, 8 channels, 2 heads, b 8, h 3", 3, "forward"),
+    ("8×8, 8 channels, 2 heads, b 8, h 3", 3, "with gradients"),
+    ("8×8, 16 channels, 2 heads, b 8, h 3, stride 2", 1, "forward"),
+    ("8×8, 16 channels, 2 heads, b 8, h 3, stride 2", 1, "with gradients"),
+  ]
+  for row in rows:
+    plain, chunked = row["xla"], row["xla_chunked"]
+    assert min(plain["seconds"], chunked["seconds"]) > 0
+    assert chunked["temporary_bytes"] < plain["temporary_bytes"]
+  total = 3 * rows[0]["xla"]["seconds"] + rows[2]["xla"]["seconds"]
+  assert f"| all | 4 | forward | xla | {total * 1e3:.2f} | 1.00 |" in output
+
+
+@pytest.mark.parametrize(
+  ("word", "message"),
+  [
+    ("--implementation=cuda", "--implementation: .*cuda"),
+    ("--model=resnet50", "--model: resnet50 has no halo attention"),
+    ("--model.block_size=0", "--model: block_size is 0"),
+    ("--wrong", "unknown argument --wrong"),
+  ],
+)
+def test_slips(bench, word, message):
+  with pytest.raises(UsageError, match=message):
+    bench(word)
