@@ -1,6 +1,7 @@
 """What the commands have in common: quiet libraries, and errors in one line."""
 
 import ast
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,11 @@ def run(main: Callable[[], None]) -> None:
   import absl.logging
 
   absl.logging.set_verbosity(absl.logging.ERROR)
+  # The package's own: which attention serves, and why not a faster one.
+  logger = logging.getLogger("halonet")
+  logger.setLevel(logging.INFO)
+  if not logger.handlers:
+    logger.addHandler(_Printed())
   try:
     main()
   except RunError as error:
@@ -33,6 +39,11 @@ def run(main: Callable[[], None]) -> None:
   except BrokenPipeError:  # Whoever read the output has left.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
+
+
+class _Printed(logging.Handler):
+  def emit(self, record):
+    print(self.format(record), flush=True)
 
 
 def model_fields(words: Sequence[str]) -> dict[str, Any]:
@@ -48,9 +59,11 @@ def model_fields(words: Sequence[str]) -> dict[str, Any]:
       raise UsageError(f"unknown argument {word}; see --help")
     if not equals:
       raise UsageError(f"{word}: write {word}=VALUE")
+    if field in ("name", "dtype", "num_classes"):
+      raise UsageError(f"{word}: the command has an option of its own for it")
     try:
       fields[field] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
       fields[field] = {"true": True, "false": False}.get(text, text)
   return fields
 

@@ -45,8 +45,9 @@ def main() -> None:
   for name in ("image_size", "batch_size", "rounds"):
     if getattr(arguments, name) <= 0:
       parser.error(f"--{name} must be above 0")
-  if arguments.json and not arguments.json.absolute().parent.is_dir():
-    raise UsageError(f"--json: there is no folder {arguments.json.parent}")
+  file = arguments.json
+  if file and (file.is_dir() or not file.absolute().parent.is_dir()):
+    raise UsageError(f"--json: {file} cannot be a file")
 
   import jax
 
@@ -139,6 +140,7 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
 
   from halonet.ops import relative
   from halonet.ops.attention import blocked_local_attention
+  from halonet.ops.choice import Unserved
 
   batch, height, width, channels = shape
   heads = layer.heads
@@ -180,7 +182,11 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
         argnums=range(5),
       )
     begin = time.perf_counter()
-    compiled = jax.jit(function).lower(*arrays).compile()
+    try:
+      compiled = jax.jit(function).lower(*arrays).compile()
+    except Unserved as error:
+      print(f"  {name}: {error}", flush=True)
+      continue
     seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
     found[name] = {
@@ -198,7 +204,7 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
         jax.block_until_ready(call())
         turns += 1
       times[name].append((time.perf_counter() - begin) / turns)
-  for name in names:
+  for name in calls:
     found[name]["seconds"] = statistics.median(times[name])
   return found
 
@@ -211,30 +217,36 @@ def table(rows, names) -> str:
     "|---|--:|---|---|--:|--:|--:|--:|",
   ]
   for row in rows:
-    for name in names:
+    for name in (name for name in names if name in row):
       own = row[name]
-      ratio = row[first]["seconds"] / own["seconds"]
+      ratio = _ratio(row, first, name)
       held = own["temporary_bytes"]
       held = "–" if held is None else f"{held / 2**20:.1f}"
       lines.append(
         f"| {row['layer']} | {row['count']} | {row['pass']} | {name} |"
-        f" {own['seconds'] * 1e3:.2f} | {ratio:.2f} | {held} |"
+        f" {own['seconds'] * 1e3:.2f} | {ratio} | {held} |"
         f" {own['compile_seconds']:.1f} s |"
       )
   for what in PASSES:
+    own = [row for row in rows if row["pass"] == what]
+    everywhere = [name for name in names if all(name in row for row in own)]
     total = {
-      name: sum(
-        r["count"] * r[name]["seconds"] for r in rows if r["pass"] == what
-      )
-      for name in names
+      name: {"seconds": sum(row["count"] * row[name]["seconds"] for row in own)}
+      for name in everywhere
     }
-    for name in names:
+    for name in everywhere:
       lines.append(
-        f"| all | {sum(r['count'] for r in rows if r['pass'] == what)} |"
-        f" {what} | {name} | {total[name] * 1e3:.2f} |"
-        f" {total[first] / total[name]:.2f} | | |"
+        f"| all | {sum(row['count'] for row in own)} | {what} | {name} |"
+        f" {total[name]['seconds'] * 1e3:.2f} | {_ratio(total, first, name)} |"
+        " | |"
       )
   return "\n".join(lines)
+
+
+def _ratio(row, first, name):
+  if first not in row:
+    return "–"
+  return f"{row[first]['seconds'] / row[name]['seconds']:.2f}"
 
 
 if __name__ == "__main__":

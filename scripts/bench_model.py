@@ -5,8 +5,8 @@
 
 Two things are run: the forward pass of an inference, and the whole training
 step of this project, from images to updated weights. With --peer=timm also
-timm's model of the same name, whose training step is the same: loss, gradients,
-SGD with momentum. On a GPU it runs as fast as timm makes it: compiled by
+timm's model, whose training step is the same: loss, gradients, SGD with
+momentum; ours is then the same network, NAME_timm where there is one. On a GPU it runs as fast as timm makes it: compiled by
 torch.compile, channels last, and with AMP if the dtype is bfloat16.
 
 Each contender is a process of its own, and all cores are its own while the
@@ -18,12 +18,15 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import os
 import pathlib
 import resource
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
 
+import halonet
 from halonet import command
 from halonet.errors import RunError, UsageError
 
@@ -55,10 +58,13 @@ def main() -> None:
   for name in ("image_size", "batch_size", "rounds", "seconds"):
     if getattr(arguments, name) <= 0:
       parser.error(f"--{name} must be above 0")
-  if arguments.json and not arguments.json.absolute().parent.is_dir():
-    raise UsageError(f"--json: there is no folder {arguments.json.parent}")
+  file = arguments.json
+  if file and (file.is_dir() or not file.absolute().parent.is_dir()):
+    raise UsageError(f"--json: {file} cannot be a file")
   arguments.fields = command.model_fields(rest)
   check(arguments)
+  if arguments.peer and f"{arguments.model}_timm" in halonet.list_models():
+    arguments.model += "_timm"
 
   steps = arguments.step or STEPS
   contenders = [("halonet", run_jax)]
@@ -92,6 +98,8 @@ def check(arguments: argparse.Namespace) -> None:
   except ValueError as error:
     raise UsageError(f"--model: {error}") from None
   if arguments.peer:
+    if set(arguments.fields) - {"attention_implementation"}:
+      raise UsageError("--peer=timm has timm's fields; leave out --model.FIELD")
     try:
       import timm
     except ImportError as error:
@@ -110,7 +118,7 @@ def measure(step, contenders, arguments) -> dict[str, dict]:
     for name, make in contenders:
       print(f"{step}: starting {name} ...", end=" ", flush=True)
       first, turn = stack.enter_context(started(name, make, step, arguments))
-      print(f"ready after {first['compile_seconds']:.1f} s", flush=True)
+      print(f"compiled in {first['compile_seconds']:.1f} s", flush=True)
       turns[name], found[name] = turn, first | {"rates": []}
     for number in range(arguments.rounds):
       for name, turn in turns.items():
@@ -176,7 +184,8 @@ def started(name, make, step, arguments) -> Iterator[tuple[dict, Callable]]:
     return said
 
   def turn(seconds):
-    here.send(seconds)
+    with contextlib.suppress(BrokenPipeError):  # Then it has ended.
+      here.send(seconds)
     return answer()
 
   process.start()
@@ -189,14 +198,17 @@ def started(name, make, step, arguments) -> Iterator[tuple[dict, Callable]]:
 
 
 def work(make, step, arguments, pipe) -> None:
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent's to handle.
+  # While others take their turns, their memory is theirs.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   try:
-    begin = time.perf_counter()
     call, device, peak_memory = make(step, arguments)
-    call()
-    call()
-    pipe.send(
-      {"compile_seconds": time.perf_counter() - begin, "device": device}
-    )
+    times = []
+    for _ in range(2):
+      begin = time.perf_counter()
+      call()
+      times.append(time.perf_counter() - begin)
+    pipe.send({"compile_seconds": times[0] - times[1], "device": device})
     while True:
       seconds, calls, begin = pipe.recv(), 0, time.perf_counter()
       while (passed := time.perf_counter() - begin) < seconds or calls < 2:
@@ -246,8 +258,14 @@ def run_jax(step, arguments):
     return peak_memory()[0]
 
   if step == "forward":
-    forward = jax.jit(model.apply)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
+
+    @jax.jit
+    def forward(variables, images):
+      # As in training, so that the attention knows its device.
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return model.apply(variables, images)
+
     return (
       lambda: forward(variables, images).block_until_ready(),
       device,

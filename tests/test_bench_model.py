@@ -71,8 +71,9 @@ def test_a_contender_that_fails_is_said(bench):
   [
     ("--model=halonet_h9", "--model: .*did you mean halonet_h"),
     ("--model.block_size=0", "--model: block_size is 0"),
+    ("--model.dtype=bfloat16", "has an option of its own for it"),
     ("--wrong", "unknown argument --wrong"),
-    ("--json=nowhere/x.json", "--json: there is no folder nowhere"),
+    ("--json=nowhere/x.json", "--json: nowhere/x.json cannot be a file"),
   ],
 )
 def test_slips(bench, word, message):

@@ -81,8 +81,11 @@ def test_a_grid_from_its_first_trial_to_its_report(
 
 def test_data_that_no_trial_finds(sweep, tmp_path):
   """Said once, not by one training after another."""
+  # An impossible model is a trial's own.
   code, _, complaint = sweep(
-    f"--workdir={tmp_path / 'run'}", "--config.data.train_split=tarin"
+    f"--workdir={tmp_path / 'run'}",
+    "--config.data.train_split=tarin",
+    "--grid.model.halo_size=-2,1",
   )
   assert code == 2 and complaint.count("\n") == 1
   assert "config.data.train_split: there is no split tarin" in complaint

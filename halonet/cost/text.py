@@ -141,7 +141,7 @@ def describe_model(counts: Counts) -> str:
       table("stage"),
       table("kind"),
       f"{counts.parameters:,} parameters; {counts.flops:,} FLOPs per image,"
-      " forward. Attention memory: all layers together, as training holds them;"
+      " forward. Attention memory: all layers together, in the form `xla`;"
       " the largest layer's is"
       f" {counts.largest_attention_bytes / 1e6:,.3f} MB.",
     ]

@@ -2,7 +2,8 @@
 
 What can be known while a program is traced decides: the chip is that of the
 mesh in context (`jax.sharding.use_abstract_mesh`), which need not be one of
-this machine, or else this process's default device.
+this machine, or else this process's default device. Where arrays are is not
+known then.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from halonet.errors import UsageError
 from halonet.ops import folded
 from halonet.ops.packed import packed_attention
 from halonet.ops.pallas.geometry import Geometry
@@ -37,6 +39,10 @@ _VECTOR_MEMORY = {
 }
 
 
+class Unserved(UsageError, ValueError):
+  """The implementation that was asked for cannot serve a layer."""
+
+
 def choose(
   implementation: str,
   geometry: Geometry,
@@ -56,8 +62,8 @@ def choose(
     relative tables.
 
   Raises:
-    ValueError: if there is no such implementation, or "pallas_tpu" is asked
-      for and cannot serve the layer.
+    ValueError: if there is no such implementation.
+    Unserved: if "pallas_tpu" is asked for and cannot serve the layer.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
@@ -78,9 +84,7 @@ def choose(
       _log(f"attention: {name}")
       return _xla(name, geometry)
     if mesh.empty and devices > 1:
-      _log(
-        "attention: xla_packed (no mesh says how many devices share a batch)"
-      )
+      _log("attention: xla_packed (no mesh says which devices share a batch)")
       return _xla("xla_packed", geometry)
   from halonet.ops.pallas import local_attention as kernels
 
@@ -97,7 +101,7 @@ def choose(
     if implementation == "auto":
       _log(f"attention: xla_packed, not pallas_tpu ({reason})", logging.WARNING)
       return _xla("xla_packed", geometry)
-    raise ValueError(
+    raise Unserved(
       f"implementation is 'pallas_tpu', which cannot serve this: {reason};"
       " 'auto' falls back to XLA"
     )
@@ -145,7 +149,9 @@ def _device(mesh):
   """The kind of the device that will run this, and whether it is a TPU."""
   device = None if mesh.empty else mesh.abstract_device
   if device is None:
-    device = jax.devices()[0]
+    device = jax.config.jax_default_device or jax.devices()[0]
+  if isinstance(device, str):  # A platform.
+    device = jax.devices(device)[0]
   return device.device_kind, device.device_kind.startswith("TPU")
 
 

@@ -28,14 +28,17 @@ def end_with(parent: int) -> None:
   """Sends this process one SIGTERM when its parent dies.
 
   The system tells of the death of every thread to which this process has been
-  handed over, so of that of one parent several times. A second SIGTERM would
-  end a training before it has saved.
+  handed over, so of that of one parent several times; and the parent may have
+  passed a SIGTERM on before. A second one would end a training before it has
+  saved.
   """
 
   def pass_on(number, frame):
     del frame
     signal.signal(number, signal.SIG_IGN)
-    signal.raise_signal(signal.SIGTERM)
+    signals = sys.modules.get("halonet.training.signals")
+    if signals is None or not signals.StopSignals.is_stopping:
+      signal.raise_signal(signal.SIGTERM)
 
   signal.signal(signal.SIGUSR1, pass_on)
   if sys.platform == "linux":

@@ -151,7 +151,7 @@ def check_data(sweep: Sweep) -> None:
     return
   from halonet.data import sources  # TensorFlow takes seconds to load.
 
-  data = sweep.config(sweep.points()[0]).data
+  data = sweep.config().data
   source = sources.open_source(data)
   for field in ("train_split", "test_split"):
     source.split(field, data[field])

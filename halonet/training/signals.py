@@ -28,7 +28,12 @@ class StopSignals:
   A second one acts as it would have without. With several processes JAX notes
   SIGTERM, tells the others, and finds the step after which all stop; SIGINT
   becomes SIGTERM.
+
+  Attributes:
+    is_stopping: of the class: whether this process has been asked to stop.
   """
+
+  is_stopping = False
 
   def __enter__(self) -> "StopSignals":
     self.signal = 0
@@ -62,6 +67,7 @@ class StopSignals:
   def _note(self, number, frame):
     del frame
     self.signal = number
+    StopSignals.is_stopping = True
     self.__exit__()
     # Not by print, which the signal may have interrupted.
     name = signal.Signals(number).name

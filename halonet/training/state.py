@@ -1,5 +1,6 @@
 """What a training step changes, and where it lives."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,9 @@ def make_init(
 
   With `ema`, it has moving averages, which begin at the fresh values.
   """
+  # Any form of the attention has these parameters; this one serves an image.
+  spec = dataclasses.replace(model.spec, attention_implementation="xla")
+  model = model.clone(spec=spec)
 
   def init(seed):
     # The key is made inside: every process passes the same number.

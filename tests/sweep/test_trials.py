@@ -294,10 +294,12 @@ def test_slips(tmp_path):
     load(str(tmp_path), None)
 
 
-def test_a_trials_process_saves_when_its_worker_dies(tmp_path):
+@pytest.mark.parametrize("told_before", [False, True])
+def test_a_trials_process_saves_when_its_worker_dies(tmp_path, told_before):
   """The real child and signals, with a training that only waits.
 
-  Where threads of the worker die slowly, the system tells of each.
+  The worker may pass a signal on and then die, and where its threads die
+  slowly, the system tells of each.
   """
   saved = tmp_path / "saved"
   code = f"""
@@ -328,6 +330,9 @@ child.main()
   )
   pid = int(parent.stdout.readline())
   assert parent.stdout.readline() == "up\n"
+  if told_before:
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.2)
   parent.kill()
   parent.communicate()
   for _ in range(3):

@@ -2,7 +2,6 @@
 
 import functools
 import re
-import types
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 from halonet.models.layers import HaloAttention
+from halonet.models.spec import NetworkSpec
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.mixing import mix
@@ -28,9 +28,9 @@ from halonet.training.step import make_eval_step, make_train_step
 class Tiny(nn.Module):
   """A convolution, a norm over groups of examples, an attention."""
 
-  spec = types.SimpleNamespace(num_classes=10)
   dropout: float = 0.0
   dtype: Any = jnp.dtype("float32")
+  spec: NetworkSpec = NetworkSpec(num_classes=10)
 
   @nn.compact
   def __call__(self, x, train=False):
