@@ -6,8 +6,9 @@
 Two things are run: the forward pass of an inference, and the whole training
 step of this project, from images to updated weights. With --peer=timm also
 timm's model, whose training step is the same: loss, gradients, SGD with
-momentum; ours is then the same network, NAME_timm where there is one. On a GPU it runs as fast as timm makes it: compiled by
-torch.compile, channels last, and with AMP if the dtype is bfloat16.
+momentum; ours is then the same network, NAME_timm where there is one. On a GPU
+timm's runs as fast as timm makes it: compiled by torch.compile, channels last,
+and with AMP if the dtype is bfloat16.
 
 Each contender is a process of its own, and all cores are its own while the
 others wait. They take turns in rounds, and medians are compared. Peak memory is
