@@ -91,6 +91,8 @@ def canonical(shape):
 
 def gradient_shape(path, leaf):
   """What is reduced for a parameter."""
+  if path[-2].key in ("query", "key", "value"):  # As one matrix.
+    return canonical((leaf.shape[0], leaf.shape[1] * leaf.shape[2]))
   if "relative" not in path[-1].key:
     return canonical(leaf.shape)
   # Of a relative table, the rows that each query meets, before their sum: 14
