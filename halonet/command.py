@@ -25,8 +25,9 @@ def run(main: Callable[[], None]) -> None:
   # The package's own: which attention serves, and why not a faster one.
   logger = logging.getLogger("halonet")
   logger.setLevel(logging.INFO)
-  if not logger.handlers:
-    logger.addHandler(_Printed())
+  printed = _Printed()
+  logger.addHandler(printed)
+  logger.propagate = False  # Libraries print what comes to them once more.
   try:
     main()
   except RunError as error:
@@ -39,6 +40,9 @@ def run(main: Callable[[], None]) -> None:
   except BrokenPipeError:  # Whoever read the output has left.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
+  finally:
+    logger.removeHandler(printed)
+    logger.propagate = True
 
 
 class _Printed(logging.Handler):
