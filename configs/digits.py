@@ -2,7 +2,8 @@
 
   scripts/train.sh
 
-Test accuracy 0.9867, 0.9911, 0.9889 with seed 0, 1, 2 (--config.seed=1), after
+Test accuracy 0.9867, 0.9911, 0.9889 with seed 0, 1, 2 (--config.seed=1) by the
+attention's implementation xla, 0.9933 with seed 0 by xla_chunked, after
 two and a half minutes of training on two CPU cores.
 """
 

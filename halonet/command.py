@@ -47,7 +47,7 @@ def run(main: Callable[[], None]) -> None:
 
 class _Printed(logging.Handler):
   def emit(self, record):
-    print(self.format(record), flush=True)
+    print(self.format(record), file=sys.stderr, flush=True)
 
 
 def model_fields(words: Sequence[str]) -> dict[str, Any]:
