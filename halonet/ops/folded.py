@@ -36,9 +36,7 @@ def folded_attention(
   block_size,
   halo_size,
   stride,
-  mask_padding,
-  mask_window,
-  relative_stride,
+  **options,
 ):
   """`blocked_local_attention` as operations that XLA fuses."""
   height, width = query.shape[1:3]
@@ -50,9 +48,7 @@ def folded_attention(
     block_size=block_size,
     halo_size=halo_size,
     stride=stride,
-    mask_padding=mask_padding,
-    mask_window=mask_window,
-    relative_stride=relative_stride,
+    **options,
   )
   # The sum divides the few outputs, not the many weights.
   with jax.named_scope("softmax"):

@@ -94,19 +94,27 @@ def relative_error(actual, expected):
   )
 
 
-def check(case, implementation):
-  """Output and gradients against a float64 loop over pixels."""
+def value_and_gradients(attention, inputs, output_gradient, jit=jax.jit):
+  @jit
+  def run(*inputs):
+    output, pullback = jax.vjp(attention, *inputs)
+    return output, pullback(jnp.asarray(output_gradient, output.dtype))
+
+  return run(*inputs)
+
+
+def check(case, implementation, attention=None, jit=jax.jit):
+  """Output and gradients against a float64 loop over pixels.
+
+  Of `blocked_local_attention` by an implementation, or of another function.
+  """
   inputs, output_gradient, options = arrays(case)
-  attention = functools.partial(
+  attention = attention or functools.partial(
     blocked_local_attention, **options, implementation=implementation
   )
-
-  @jax.jit
-  def value_and_gradients(*inputs):
-    output, pullback = jax.vjp(attention, *inputs)
-    return output, pullback(jnp.asarray(output_gradient))
-
-  output, gradients = value_and_gradients(*inputs)
+  output, gradients = value_and_gradients(
+    attention, inputs, output_gradient, jit
+  )
   expected = reference.blocked_local_attention(*inputs, **options)
   assert output.shape == expected.shape
   assert relative_error(output, expected) <= 1e-5

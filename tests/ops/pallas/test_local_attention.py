@@ -13,7 +13,14 @@ from halonet.ops.pallas.geometry import Geometry
 from halonet.ops.pallas.local_attention import local_attention
 from halonet.training.state import batch_sharding, make_mesh, replicated
 from tests.ops import reference
-from tests.ops.test_attention import arrays, case, cases, relative_error
+from tests.ops.test_attention import (
+  arrays,
+  case,
+  cases,
+  check,
+  relative_error,
+  value_and_gradients,
+)
 
 # The interpreter's programs are long, and run once: few seconds to compile.
 compiled = functools.partial(
@@ -21,30 +28,8 @@ compiled = functools.partial(
 )
 
 
-def value_and_gradients(attention, inputs, output_gradient):
-  @compiled
-  def run(*inputs):
-    output, pullback = jax.vjp(attention, *inputs)
-    return output, pullback(jnp.asarray(output_gradient, output.dtype))
-
-  return run(*inputs)
-
-
-def check(case, attention=None):
-  inputs, output_gradient, options = arrays(case)
-  attention = attention or functools.partial(
-    blocked_local_attention, **options, implementation="pallas_tpu"
-  )
-  output, gradients = value_and_gradients(attention, inputs, output_gradient)
-  expected = reference.blocked_local_attention(*inputs, **options)
-  assert output.shape == expected.shape
-  assert relative_error(output, expected) <= 1e-5
-  expected_gradients = reference.blocked_local_attention(
-    *inputs, **options, output_gradient=output_gradient
-  )
-  scale = max(np.abs(expected).max() for expected in expected_gradients)
-  for actual, expected in zip(gradients, expected_gradients, strict=True):
-    assert np.abs(actual - expected).max() <= 1e-5 * max(scale, 1e-3)
+def check_kernels(case, attention=None):
+  check(case, "pallas_tpu", attention, jit=compiled)
 
 
 @given(cases())
@@ -53,7 +38,7 @@ def check(case, attention=None):
 @example(case((1, 4, 6, 1, 4), 2, 7))  # a halo larger than block and map
 @settings(max_examples=1)
 def test_matches_the_per_pixel_loop(case):
-  check(case)
+  check_kernels(case)
 
 
 @pytest.mark.slow
@@ -68,7 +53,7 @@ def test_matches_the_per_pixel_loop(case):
 @example(case((1, 33, 20, 1, 2), 32, 3))  # eight bands
 @settings(max_examples=100)
 def test_matches_the_per_pixel_loop_everywhere(case):
-  check(case)
+  check_kernels(case)
 
 
 def in_strips(case, strips):
@@ -103,7 +88,7 @@ def in_strips(case, strips):
   ],
 )
 def test_strips_change_nothing(case, strips):
-  check(case, in_strips(case, strips))
+  check_kernels(case, in_strips(case, strips))
 
 
 def test_offsets_of_strided_queries_may_be_counted_otherwise():
@@ -136,6 +121,7 @@ def test_bfloat16_is_no_worse_than_xla():
       ),
       rounded,
       output_gradient,
+      compiled,
     )
     assert {x.dtype for x in (output, *gradients)} == {jnp.dtype("bfloat16")}
     errors[implementation] = [
