@@ -55,7 +55,7 @@ def folded_attention(
     maximum = lax.stop_gradient(logits.max(axis=-2, keepdims=True))
     weights = jnp.exp(logits - maximum)
     total = weights.sum(axis=-2)
-  value = _flat_windows(value, block_size, halo_size)
+  value = flat_windows(value, block_size, halo_size)
   with jax.named_scope("values"):
     output = jnp.einsum(
       "...kq,...kd->...qd",
@@ -100,13 +100,51 @@ def folded_logits(
   *,
   block_size,
   halo_size,
+  **options,
+):
+  """Logits `[batch, rows, columns, heads, window², side²]`, keys first."""
+  query = extended_queries(
+    query,
+    relative_height,
+    relative_width,
+    block_size=block_size,
+    halo_size=halo_size,
+    **options,
+  )
+  window = block_size + 2 * halo_size
+  key = flat_windows(key, block_size, halo_size)
+  row, col = np.divmod(np.arange(window**2), window)
+  one_hot = np.concatenate([np.eye(window)[row], np.eye(window)[col]], axis=1)
+  one_hot = jnp.broadcast_to(
+    jnp.asarray(one_hot, key.dtype), (*key.shape[:-1], 2 * window)
+  )
+  key = jnp.concatenate([key, one_hot], axis=-1)
+  with jax.named_scope("logits"):
+    return jnp.einsum(
+      "...kd,...qd->...kq",
+      key,
+      query,
+      preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+    )
+
+
+def extended_queries(
+  query,
+  relative_height,
+  relative_width,
+  *,
+  block_size,
+  halo_size,
   stride,
   mask_padding,
   mask_window,
   relative_stride,
 ):
-  """Logits `[batch, rows, columns, heads, window², side²]`, keys first."""
-  height, width = key.shape[1:3]
+  """Queries beside their row and their column logits, with the masks in these.
+
+  `[b, h, w, heads, d]` → `[b, rows, columns, heads, side², d + 2 · window]`.
+  """
+  height, width = query.shape[1:3]
   window = block_size + 2 * halo_size
   geometry = dict(
     block_size=block_size,
@@ -145,26 +183,11 @@ def folded_logits(
       row_logits += jnp.where(far[:, None], masked, 0)
       col_logits += jnp.where(far, masked, 0)
   query = jnp.concatenate([query, row_logits, col_logits], axis=-1)
-  query = query.reshape(*query.shape[:4], -1, query.shape[-1])
-
-  key = _flat_windows(key, block_size, halo_size)
-  row, col = np.divmod(np.arange(window**2), window)
-  one_hot = np.concatenate([np.eye(window)[row], np.eye(window)[col]], axis=1)
-  one_hot = jnp.broadcast_to(
-    jnp.asarray(one_hot, key.dtype), (*key.shape[:-1], 2 * window)
-  )
-  key = jnp.concatenate([key, one_hot], axis=-1)
-  with jax.named_scope("logits"):
-    return jnp.einsum(
-      "...kd,...qd->...kq",
-      key,
-      query,
-      preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
-    )
+  return query.reshape(*query.shape[:4], -1, query.shape[-1])
 
 
 @jax.named_scope("neighbourhoods")
-def _flat_windows(x, block_size, halo_size):
+def flat_windows(x, block_size, halo_size):
   """`[b, h, w, heads, d]` → `[b, rows, columns, heads, window², d]`."""
   x = blocks.pad_to_blocks(x, block_size)
   x = blocks.extract_halos(x, block_size, halo_size)
