@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from halonet.errors import UsageError
-from halonet.ops import folded
+from halonet.ops.chunked import chunked_attention
+from halonet.ops.folded import folded_attention
 from halonet.ops.packed import packed_attention
 from halonet.ops.pallas.geometry import Geometry
 
 _XLA = {
-  "xla": folded.folded_attention,
-  "xla_chunked": folded.chunked_attention,
+  "xla": folded_attention,
+  "xla_chunked": chunked_attention,
   "xla_packed": packed_attention,
 }
 IMPLEMENTATIONS = ("auto", *_XLA, "pallas_tpu")
@@ -79,8 +80,7 @@ def choose(
     if not on_tpu:
       # Devices that share a batch would wait for one another at every chunk.
       alone = kind == "cpu" and devices == 1
-      chunked = alone and batch > folded.CHUNK
-      name = "xla_chunked" if chunked else "xla"
+      name = "xla_chunked" if alone else "xla"
       _log(f"attention: {name}")
       return _xla(name, geometry)
     if mesh.empty and devices > 1:

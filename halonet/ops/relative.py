@@ -44,14 +44,34 @@ def relative_logits(
   Returns:
     `[..., queries, block_size + 2·halo_size]`, in the query's dtype.
   """
+  embeddings = window_embeddings(
+    table,
+    block_size=block_size,
+    halo_size=halo_size,
+    queries=query.shape[-2],
+    stride=stride,
+  )
+  return jnp.einsum("...qd,qkd->...qk", query, embeddings)
+
+
+def window_embeddings(
+  table: Float[Array, "offsets d"],
+  *,
+  block_size: int,
+  halo_size: int,
+  queries: int,
+  stride: int,
+) -> Float[Array, "queries window d"]:
+  """The embedding of every key row (or column) for every query.
+
+  Arguments as for `relative_logits`; `queries` is their number.
+  """
   window = block_size + 2 * halo_size
-  queries = query.shape[-2]
   # The first key lies halo_size before the block: offset −halo_size − position
   # of the query, row block_size − 1 − position of the table.
-  embedding = jnp.stack(
+  return jnp.stack(
     [
       lax.slice_in_dim(table, first, first + window)
       for first in (block_size - 1 - stride * n for n in range(queries))
     ]
   )
-  return jnp.einsum("...qd,qkd->...qk", query, embedding)

@@ -93,7 +93,7 @@ def test_a_reason_is_logged_once(caplog):
   "kind, devices, batch, name",
   [
     ("cpu", 1, 8, "xla_chunked"),
-    ("cpu", 1, 2, "xla"),
+    ("cpu", 1, 2, "xla_chunked"),
     ("cpu", 4, 8, "xla"),
     ("NVIDIA H100", 1, 8, "xla"),
   ],

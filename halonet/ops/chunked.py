@@ -1,0 +1,123 @@
+"""The folded form for a CPU: a few images at a time, and a backward by hand.
+
+What lies between the products of a few images stays near the cores; and of all
+that the backward pass needs, only the maps are kept, and the rest is computed
+again. Its products are the ones whose orientation a CPU's kernels are fast at,
+and none of them meets the one-hot columns of the keys, whose gradient nobody
+asks for.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from halonet.ops import blocks, folded
+
+# Images whose tiles stay in a CPU's caches together.
+CHUNK = 2
+
+
+def chunked_attention(
+  query, key, value, relative_height, relative_width, **options
+):
+  """`folded.folded_attention` of a few images at a time."""
+  options = tuple(sorted(options.items()))  # Hashable.
+  return _attention(options, query, key, value, relative_height, relative_width)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(options, query, key, value, *tables):
+  def attend(chunk):
+    return folded.folded_attention(*chunk, *tables, **dict(options))
+
+  return _joined(lax.map(attend, _chunks(query, key, value)))
+
+
+def _forward(options, *inputs):
+  output = _attention(options, *inputs)
+  return output, (*inputs, output)
+
+
+def _backward(options, saved, gradient):
+  *maps, row_table, col_table, output = saved
+
+  def step(sums, chunk):
+    *gradients, rows, cols = _gradients(
+      dict(options), *chunk[:3], row_table, col_table, *chunk[3:]
+    )
+    return (sums[0] + rows, sums[1] + cols), gradients
+
+  zeros = jnp.zeros_like(row_table), jnp.zeros_like(col_table)
+  sums, gradients = lax.scan(step, zeros, _chunks(*maps, output, gradient))
+  return *map(_joined, gradients), *sums
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _gradients(options, query, key, value, rows, cols, output, gradient):
+  """Of all that `folded_attention` takes, given that of its output."""
+  block_size, halo_size = options["block_size"], options["halo_size"]
+  head_dim, side = query.shape[-1], block_size // options["stride"]
+  windows = functools.partial(
+    folded.flat_windows, block_size=block_size, halo_size=halo_size
+  )
+  queries, pull_queries = jax.vjp(
+    functools.partial(folded.extended_queries, **options), query, rows, cols
+  )
+  keys, pull_keys = jax.vjp(windows, key)
+  values, pull_values = jax.vjp(windows, value)
+  weights, total = folded.softmax_terms(keys, queries)
+
+  # With weights w = e/Σe, y = Σ w·v: de = (dy·v − dy·y) · w, tile by tile.
+  projected = (output * gradient).astype(total.dtype)
+  projected = projected.sum(axis=-1, keepdims=True)
+  gradient, projected = (
+    _tiles(x, block_size, side) / total for x in (gradient, projected)
+  )
+  gradient = gradient.astype(value.dtype)
+  with jax.named_scope("values"):
+    dvalues = _with_transposed(weights.astype(value.dtype), gradient)
+    dlogits = folded.product(values, gradient)
+  with jax.named_scope("softmax"):
+    dlogits = weights * (dlogits - projected)
+  with jax.named_scope("logits"):
+    narrow = dlogits.astype(key.dtype)
+    dkeys = _with_transposed(narrow, queries[..., :head_dim, :])
+    dqueries = folded.product(folded.transposed(keys), narrow)
+  # The one-hot vectors' products are sums along the axes of the window.
+  window = block_size + 2 * halo_size
+  with jax.named_scope("relative"):
+    square = dlogits.reshape(*dlogits.shape[:-2], window, window, side**2)
+    dqueries = jnp.concatenate(
+      [dqueries, square.sum(axis=-2), square.sum(axis=-3)], axis=-2
+    )
+  dquery, drows, dcols = pull_queries(dqueries.astype(queries.dtype))
+  (dkey,) = pull_keys(dkeys.astype(key.dtype))
+  (dvalue,) = pull_values(dvalues.astype(value.dtype))
+  return dquery, dkey, dvalue, drows, dcols
+
+
+def _with_transposed(x, y):
+  """Batches of `[m, k] · [n, k]ᵀ`, summed in float32 at least."""
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  return jnp.einsum("...mk,...nk->...mn", x, y, preferred_element_type=wide)
+
+
+def _tiles(x, block_size, side):
+  """The inverse of `folded.merged`; what completes the blocks is zero."""
+  x = blocks.split_blocks(blocks.pad_to_blocks(x, side), side)
+  x = jnp.moveaxis(x, (5, 6), (3, 4))
+  return x.reshape(*x.shape[:5], side**2)
+
+
+def _chunks(*maps):
+  batch = maps[0].shape[0]
+  size = CHUNK if batch % CHUNK == 0 else 1
+  return [x.reshape(-1, size, *x.shape[1:]) for x in maps]
+
+
+def _joined(chunks):
+  return chunks.reshape(-1, *chunks.shape[2:])
