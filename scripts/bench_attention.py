@@ -175,7 +175,7 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
     )
     function = attend
     if what != "forward":
-      function = jax.grad(
+      function = jax.value_and_grad(
         lambda *arrays, attend=attend: (
           attend(*arrays).astype(jnp.float32).sum()
         ),
@@ -250,4 +250,5 @@ def _ratio(row, first, name):
 
 
 if __name__ == "__main__":
+  command.use_huge_pages()
   command.run(main)
