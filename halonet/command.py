@@ -3,12 +3,26 @@
 import ast
 import logging
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from halonet.errors import RunError, UsageError
+
+
+def use_huge_pages() -> None:
+  """Starts this command anew, once, with memory in huge pages.
+
+  Arrays come and go in every step, and the system would hand them out in small
+  pages, each with a fault; malloc reads its settings at its start alone. For
+  the `__main__` of what computes much. Who sets GLIBC_TUNABLES has chosen.
+  """
+  if "GLIBC_TUNABLES" in os.environ or platform.libc_ver()[0] != "glibc":
+    return
+  environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+  os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -51,6 +51,8 @@ def main() -> None:
   from halonet.training.processes import say
 
   distributed.initialize(arguments)
+  if setting := os.environ.get("GLIBC_TUNABLES"):
+    say(f"Memory: GLIBC_TUNABLES={setting}")
   results = train(config, workdir)
   python = os.path.relpath(sys.executable)
   say(
@@ -64,4 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  command.use_huge_pages()
   command.run(main)

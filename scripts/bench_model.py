@@ -346,4 +346,5 @@ def batch(arguments):
 
 
 if __name__ == "__main__":
+  command.use_huge_pages()
   command.run(main)

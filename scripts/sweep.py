@@ -177,4 +177,5 @@ def _report(arguments, only_if_missing=False):
 
 
 if __name__ == "__main__":
+  command.use_huge_pages()
   command.run(main)

@@ -1,0 +1,32 @@
+"""How commands start."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, sys
+from halonet import command
+command.use_huge_pages()
+print(os.getpid(), os.environ["GLIBC_TUNABLES"], *sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("chosen", [None, "glibc.malloc.hugetlb=0"])
+def test_huge_pages_unless_something_else_is_chosen(chosen):
+  environment = dict(os.environ)
+  environment.pop("GLIBC_TUNABLES", None)
+  if chosen is not None:
+    environment["GLIBC_TUNABLES"] = chosen
+  process = subprocess.Popen(
+    [sys.executable, "-c", SCRIPT, "--first=a b", "--second"],
+    env=environment,
+    text=True,
+    stdout=subprocess.PIPE,
+  )
+  output, _ = process.communicate(timeout=60)
+  # The same process: who waits for it, or signals it, notices nothing.
+  expected = chosen or "glibc.malloc.hugetlb=1"
+  assert output == f"{process.pid} {expected} --first=a b --second\n"
