@@ -9,6 +9,11 @@ every implementation that this machine has, forward alone and forward with the
 gradients of queries, keys, values and relative tables. Implementations take
 turns in one process; the medians are compared with the first one's. Memory is
 what the compiled program holds between its steps, beside arguments and results.
+
+  python scripts/bench_attention.py --figure=FILE.png [...]
+
+measures the first of these layers alone, with halos from 1 to 8 pixels, and
+draws time and memory against the side of the window.
 """
 
 import argparse
@@ -23,6 +28,15 @@ from halonet import command
 from halonet.errors import UsageError, unknown
 
 PASSES = ("forward", "with gradients")
+HALOS = (1, 2, 3, 4, 6, 8)
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+STYLES = {
+  "xla": dict(color="#d55e00", marker="o"),
+  "xla_chunked": dict(color="#0072b2", marker="D"),
+  "xla_packed": dict(color="#009e73", marker="s"),
+  "pallas_tpu": dict(color="#cc79a7", marker="^"),
+  "pallas_gpu": dict(color="#e69f00", marker="v"),
+}
 
 
 def main() -> None:
@@ -41,13 +55,20 @@ def main() -> None:
   )
   parser.add_argument("--rounds", type=int, default=5, metavar="N")
   parser.add_argument("--json", type=pathlib.Path, help="also write it here")
+  parser.add_argument(
+    "--figure",
+    type=pathlib.Path,
+    metavar="PNG",
+    help="draws the first layer's costs against its window here",
+  )
   arguments, rest = parser.parse_known_args()
   for name in ("image_size", "batch_size", "rounds"):
     if getattr(arguments, name) <= 0:
       parser.error(f"--{name} must be above 0")
-  file = arguments.json
-  if file and (file.is_dir() or not file.absolute().parent.is_dir()):
-    raise UsageError(f"--json: {file} cannot be a file")
+  for name in ("json", "figure"):
+    file = getattr(arguments, name)
+    if file and (file.is_dir() or not file.absolute().parent.is_dir()):
+      raise UsageError(f"--{name}: {file} cannot be a file")
 
   import jax
 
@@ -55,6 +76,9 @@ def main() -> None:
   if not layers:
     raise UsageError(f"--model: {arguments.model} has no halo attention")
   names = implementations(arguments.implementation)
+  if arguments.figure:
+    shape, layer = next(iter(layers))
+    layers = {(shape, layer.clone(halo_size=halo)): 1 for halo in HALOS}
   device = jax.devices()[0].device_kind
   print(
     f"{sum(layers.values())} layers of {arguments.model} at"
@@ -67,13 +91,17 @@ def main() -> None:
       done = f"{len(rows) + 1}/{len(layers) * len(PASSES)}"
       print(f"{done} {title(shape, layer)}, {what}", flush=True)
       found = measure(shape, layer, what, names, arguments)
-      rows.append(
-        {"layer": title(shape, layer), "count": count, "pass": what} | found
-      )
+      window = layer.block_size + 2 * layer.halo_size
+      row = {"layer": title(shape, layer), "count": count, "pass": what}
+      rows.append(row | {"window": window} | found)
   print(table(rows, names))
   if arguments.json:
     arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
     print(f"Wrote {arguments.json}")
+  if arguments.figure:
+    about = title(*next(iter(layers))).partition(", h ")[0]
+    draw(rows, f"{about}, batch {arguments.batch_size}, {device}", arguments)
+    print(f"Wrote {arguments.figure}")
 
 
 def implementations(wanted: list[str] | None) -> list[str]:
@@ -241,6 +269,41 @@ def table(rows, names) -> str:
         " | |"
       )
   return "\n".join(lines)
+
+
+def draw(rows, about, arguments) -> None:
+  """Draws time and memory of both passes against the window's side."""
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+  figure = Figure(figsize=(9, 7), layout="constrained")
+  sides = sorted({row["window"] for row in rows})
+  images = arguments.batch_size
+  for line, what in zip(figure.subplots(2, 2), PASSES, strict=True):
+    for panel, quantity, name, scale in (
+      (line[0], "seconds", "ms", 1e3 / images),
+      (line[1], "temporary_bytes", "temporary MiB", 2**-20 / images),
+    ):
+      for implementation, style in STYLES.items():
+        known = [
+          (row["window"], row[implementation][quantity] * scale)
+          for row in rows
+          if row["pass"] == what
+          and row.get(implementation, {}).get(quantity) is not None
+        ]
+        if known:
+          panel.plot(*zip(*known, strict=True), label=implementation, **style)
+      panel.set_xscale("log")
+      panel.set_yscale("log")
+      panel.xaxis.set_major_locator(FixedLocator(sides))
+      panel.xaxis.set_minor_locator(NullLocator())
+      panel.xaxis.set_major_formatter(ScalarFormatter())
+      panel.set_title(f"{what}: {name} per image")
+      panel.set_xlabel("side of the window, block + 2 · halo")
+      panel.grid(which="both", color="lightgray", linewidth=0.5)
+  line[0].legend()
+  figure.suptitle(f"One attention layer: {about}", fontsize=11)
+  figure.savefig(arguments.figure, dpi=110)
 
 
 def _ratio(row, first, name):

@@ -53,6 +53,25 @@ def test_every_distinct_layer_by_every_implementation(bench, tmp_path, capsys):
   assert f"| all | 4 | forward | xla | {total * 1e3:.2f} | 1.00 |" in output
 
 
+def test_costs_against_the_window_are_drawn(bench, tmp_path, monkeypatch):
+  monkeypatch.setattr("bench_attention.HALOS", (0, 1))
+  figure, file = tmp_path / "costs.png", tmp_path / "found.json"
+  bench(
+    "--image_size=16",
+    "--batch_size=1",
+    "--rounds=1",
+    "--model.base_width=8",
+    "--implementation=xla",
+    f"--figure={figure}",
+    f"--json={file}",
+  )
+  assert figure.read_bytes().startswith(b"\x89PNG")
+  rows = json.loads(file.read_text())
+  assert [row["window"] for row in rows] == [8, 8, 10, 10]
+  memory = [row["xla"]["temporary_bytes"] for row in rows]
+  assert memory[0] < memory[2] and memory[1] < memory[3]
+
+
 @pytest.mark.parametrize(
   ("word", "message"),
   [
