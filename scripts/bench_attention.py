@@ -115,8 +115,9 @@ def implementations(wanted: list[str] | None) -> list[str]:
     if name not in known:
       message = unknown("implementation", name, known)
       raise UsageError(f"--implementation: {message}")
-  if jax.default_backend() != "tpu":  # Interpreted, it takes very long.
-    known.remove("pallas_tpu")
+  for backend in ("tpu", "gpu"):
+    if jax.default_backend() != backend:  # Interpreted, it takes very long.
+      known.remove(f"pallas_{backend}")
   return wanted or known
 
 

@@ -106,7 +106,7 @@ class NetworkSpec:
     mask_window: lets a query see only keys at most `halo_size` pixels away,
       the comparison with SASA of figure 6.
     attention_implementation: of the operator "h": "auto", "xla",
-      "xla_chunked", "xla_packed" or "pallas_tpu", as
+      "xla_chunked", "xla_packed", "pallas_tpu" or "pallas_gpu", as
       `halonet.ops.attention.blocked_local_attention` explains them. It changes
       no parameters.
     global_size: side of the maps that the tables of global attention are made

@@ -67,9 +67,9 @@ def blocked_local_attention(
     implementation: "xla", operations that XLA fuses (`halonet.ops.folded`);
       "xla_chunked", the same for a few images at a time, for CPUs;
       "xla_packed", for TPUs without a kernel (`halonet.ops.packed`);
-      "pallas_tpu", fused kernels for TPUs, which elsewhere are interpreted,
-      slowly; or "auto", what is best where this will run: see
-      `halonet.ops.choice`.
+      "pallas_tpu" and "pallas_gpu", fused kernels for TPUs and for GPUs, which
+      elsewhere are interpreted, slowly; or "auto", what is best where this
+      will run: see `halonet.ops.choice`.
 
   Returns:
     `[batch, ⌈height/stride⌉, ⌈width/stride⌉, heads, value_dim]` in the dtype
@@ -77,7 +77,7 @@ def blocked_local_attention(
 
   Raises:
     ValueError: if a size is out of range or the shapes do not fit, or if
-      "pallas_tpu" is asked for and cannot serve them.
+      kernels are asked for and cannot serve them.
   """
   _check(
     query,

@@ -1,5 +1,6 @@
 """Who serves a layer: by chip, dtype, shape and devices, told by a mesh."""
 
+import importlib.util
 import logging
 
 import jax
@@ -18,7 +19,9 @@ def mesh(kind, devices=4):
     ("data",),
     axis_types=(AxisType.Auto,),
     abstract_device=AbstractDevice(
-      device_kind=kind, num_cores=1, platform=kind[:3].lower()
+      device_kind=kind,
+      num_cores=1,
+      platform="gpu" if kind.startswith("NVIDIA") else kind[:3].lower(),
     ),
   )
 
@@ -102,6 +105,39 @@ def test_auto_elsewhere(kind, devices, batch, name):
   dtypes = (jnp.dtype("float32"),) * 3
   with jax.sharding.use_abstract_mesh(mesh(kind, devices)):
     assert choice.choose("auto", layer(), batch, dtypes)[0] == name
+
+
+def test_gpu_kernels_are_there_for_the_asking(caplog):
+  with caplog.at_level(logging.INFO):
+    assert chosen("NVIDIA H100", "pallas_gpu") == "pallas_gpu"
+    assert chosen("cpu", "pallas_gpu", dtype="float32") == "pallas_gpu"
+  assert [record.message for record in caplog.records] == [
+    "attention: pallas_gpu",
+    "attention: pallas_gpu, interpreted without a GPU, which is slow",
+  ]
+
+
+@pytest.mark.parametrize(
+  "arguments, reason",
+  [
+    (dict(batch=6), "a batch of 6 does not split over 4 devices"),
+    (dict(dtype="float16"), "it takes float32 or bfloat16, not float16"),
+    (dict(value_dim=512), "a value takes 512 numbers, more than 256"),
+    (
+      dict(head_dim=200, halo_size=12),
+      "a query with its relative logits takes 264 numbers, more than 256",
+    ),
+  ],
+)
+def test_what_gpu_kernels_cannot_serve_is_said(arguments, reason):
+  with pytest.raises(ValueError, match=reason):
+    chosen("NVIDIA H100", "pallas_gpu", **arguments)
+
+
+def test_a_jax_without_triton_is_said(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match="has no Triton dialect of Pallas"):
+    chosen("NVIDIA H100", "pallas_gpu")
 
 
 def test_large_maps_are_cut_into_strips_that_fit():

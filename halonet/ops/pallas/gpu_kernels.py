@@ -1,0 +1,325 @@
+"""The kernels of `halonet.ops.pallas.gpu`, and the sizes that they work with.
+
+One instance computes a tile of queries, or a chunk of keys, of one block and
+one head: it loads what it needs from the maps by index, with a mask for what
+lies beyond the border, and stores its part of the result.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from halonet.ops.pallas.geometry import Geometry
+
+# Rows of a tile, at least what a matrix unit takes.
+_FEWEST, _MOST = 16, 64
+# Of the operands of a tile: several of them share 99 KiB or more.
+_TILE_BYTES = 32 << 10
+# The exponentials and logarithms are of base 2, the hardware's own.
+_LOG2_E = math.log2(math.e)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Sizes of the arrays in a kernel: powers of two, as Triton asks.
+
+  Attributes:
+    query_width: of extended queries and keys.
+    key_width: of keys alone.
+    value_width: of values.
+    tile: queries that a kernel holds at a time.
+    chunk: keys that it holds at a time.
+    tiles: of a block's queries.
+    chunks: of a neighbourhood's keys.
+    precision: of the products.
+  """
+
+  query_width: int
+  key_width: int
+  value_width: int
+  tile: int
+  chunk: int
+  tiles: int
+  chunks: int
+  precision: lax.Precision | None
+
+  @classmethod
+  def of(cls, geometry: Geometry, dtype: jnp.dtype) -> "Layout":
+    """The sizes for a layer and its dtype."""
+    width = _power_of_two(query_width(geometry))
+    value_width = _power_of_two(geometry.value_dim)
+    most = _MOST
+    while most > _FEWEST and most * (width + value_width) > (
+      _TILE_BYTES // dtype.itemsize
+    ):
+      most //= 2
+    queries, keys = geometry.side**2, geometry.window**2
+    tile = min(most, _power_of_two(queries))
+    chunk = min(most, _power_of_two(keys))
+    # Triton's own default would round float32 to 11 bits.
+    default = jax.config.jax_default_matmul_precision
+    exact = dtype == jnp.float32 and default is None
+    return cls(
+      query_width=width,
+      key_width=_power_of_two(geometry.head_dim),
+      value_width=value_width,
+      tile=tile,
+      chunk=chunk,
+      tiles=-(-queries // tile),
+      chunks=-(-keys // chunk),
+      precision=lax.Precision.HIGHEST if exact else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+  """Where an instance works: a block and a head, of a layer."""
+
+  geometry: Geometry
+  layout: Layout
+  col: jax.Array
+  row: jax.Array
+  head: jax.Array
+
+  @classmethod
+  def current(cls, geometry, layout):
+    # Asked for here alone: the interpreter does not know them within a loop.
+    return cls(geometry, layout, *(pl.program_id(axis) for axis in (1, 2, 3)))
+
+  def load_queries(self, ref, tile, width):
+    """The first `width` numbers of the extended queries of a tile."""
+    number = tile * self.layout.tile + jnp.arange(self.layout.tile)[:, None]
+    lane = jnp.arange(width)[None, :]
+    mask = (number < ref.shape[0]) & (lane < ref.shape[1])
+    return plgpu.load(ref.at[number, lane], mask=mask, other=0.0)
+
+  def load_gradients(self, gradient_ref, sums_ref, means_ref, tile):
+    """Gradients of the outputs of a tile, and the numbers of the softmax.
+
+    Queries beyond the map get infinite sums: their weights are zero.
+    """
+    pixel, inside = self.query_pixels(tile)
+    index, mask = self.channels(
+      pixel, inside, self.geometry.value_dim, self.layout.value_width
+    )
+    return (
+      plgpu.load(gradient_ref.at[index], mask=mask, other=0.0),
+      plgpu.load(sums_ref.at[pixel, self.head], mask=inside, other=jnp.inf),
+      plgpu.load(means_ref.at[pixel, self.head], mask=inside, other=0.0),
+    )
+
+  def load_keys(self, ref, chunk):
+    """A chunk of a neighbourhood's keys, beside one-hot rows and columns."""
+    dim, width = self.geometry.head_dim, self.layout.query_width
+    row, col, pixel, inside = self.window_pixels(chunk)
+    index, mask = self.channels(pixel, inside, dim, width)
+    key = plgpu.load(ref.at[index], mask=mask, other=0.0)
+    place = jnp.arange(width)[None, :] - dim
+    named = place == row[:, None]
+    named |= place == col[:, None] + self.geometry.window
+    return jnp.where(named, jnp.ones_like(key), key)
+
+  def load_values(self, ref, chunk):
+    """A chunk of a neighbourhood's values, zero beyond the border."""
+    _, _, pixel, inside = self.window_pixels(chunk)
+    index, mask = self.channels(
+      pixel, inside, self.geometry.value_dim, self.layout.value_width
+    )
+    return plgpu.load(ref.at[index], mask=mask, other=0.0)
+
+  def logits(self, query, key, chunk):
+    """Of a tile of queries and a chunk of keys, for base 2."""
+    logits = self.product(query, key, (1, 1)) * _LOG2_E
+    keys = self.geometry.window**2
+    if keys % self.layout.chunk:
+      number = chunk * self.layout.chunk + jnp.arange(self.layout.chunk)
+      logits = jnp.where(number < keys, logits, -jnp.inf)
+    return logits
+
+  def product(self, x, y, contract):
+    """A matrix product over one axis of each, accumulated in float32."""
+    return lax.dot_general(
+      x,
+      y,
+      ((contract[:1], contract[1:]), ((), ())),
+      precision=self.layout.precision,
+      preferred_element_type=jnp.float32,
+    )
+
+  def window_pixels(self, chunk):
+    """Row and column in the neighbourhood, and pixel of the map, of keys."""
+    geometry = self.geometry
+    number = chunk * self.layout.chunk + jnp.arange(self.layout.chunk)
+    row = lax.div(number, jnp.full_like(number, geometry.window))
+    col = number - row * geometry.window
+    y = self.row * geometry.block_size - geometry.halo_size + row
+    x = self.col * geometry.block_size - geometry.halo_size + col
+    inside = (number < geometry.window**2) & (y >= 0) & (x >= 0)
+    inside &= (y < geometry.height) & (x < geometry.width)
+    pixel = y * geometry.width + x
+    beyond = geometry.height * geometry.width
+    return row, col, jnp.where(inside, pixel, beyond), inside
+
+  def query_pixels(self, tile):
+    """Pixel of the output's map of the queries of a tile, and whether it is."""
+    side = self.geometry.side
+    height, width = output_size(self.geometry)
+    number = tile * self.layout.tile + jnp.arange(self.layout.tile)
+    row = lax.div(number, jnp.full_like(number, side))
+    y = self.row * side + row
+    x = self.col * side + number - row * side
+    inside = (number < side**2) & (y < height) & (x < width)
+    return jnp.where(inside, y * width + x, height * width), inside
+
+  def channels(self, pixel, inside, dim, width):
+    """Where in a map this head's channels of some pixels are, and which are."""
+    lane = jnp.arange(width)[None, :]
+    index = pixel[:, None], self.head * dim + lane
+    return index, inside[:, None] & (lane < dim)
+
+
+def forward_kernel(
+  geometry, layout, queries_ref, key_ref, value_ref, output_ref, sums_ref
+):
+  """Attends: the output of a tile of queries, and their softmax's sums."""
+  block, tile = _Block.current(geometry, layout), pl.program_id(0)
+  query = block.load_queries(queries_ref, tile, layout.query_width)
+
+  def attend(chunk, carry):
+    output, maximum, total = carry
+    key = block.load_keys(key_ref, chunk)
+    value = block.load_values(value_ref, chunk)
+    logits = block.logits(query, key, chunk)
+    higher = jnp.maximum(maximum, logits.max(axis=1))
+    weights = jnp.exp2(logits - higher[:, None])
+    scale = jnp.exp2(maximum - higher)
+    total = total * scale + weights.sum(axis=1)
+    product = block.product(weights.astype(value.dtype), value, (1, 0))
+    return output * scale[:, None] + product, higher, total
+
+  output, maximum, total = lax.fori_loop(
+    0,
+    layout.chunks,
+    attend,
+    (
+      jnp.zeros((layout.tile, layout.value_width), jnp.float32),
+      jnp.full((layout.tile,), -jnp.inf, jnp.float32),
+      jnp.zeros((layout.tile,), jnp.float32),
+    ),
+  )
+  pixel, inside = block.query_pixels(tile)
+  index, mask = block.channels(
+    pixel, inside, geometry.value_dim, layout.value_width
+  )
+  output = (output / total[:, None]).astype(output_ref.dtype)
+  plgpu.store(output_ref.at[index], output, mask=mask)
+  sums = maximum + jnp.log2(total)
+  plgpu.store(sums_ref.at[pixel, block.head], sums, mask=inside)
+
+
+def query_gradient_kernel(
+  geometry,
+  layout,
+  queries_ref,
+  key_ref,
+  value_ref,
+  gradient_ref,
+  sums_ref,
+  means_ref,
+  dqueries_ref,
+):
+  """Gradients of a tile of extended queries."""
+  block, tile = _Block.current(geometry, layout), pl.program_id(0)
+  query = block.load_queries(queries_ref, tile, layout.query_width)
+  gradient, sums, means = block.load_gradients(
+    gradient_ref, sums_ref, means_ref, tile
+  )
+
+  def add(chunk, dquery):
+    key = block.load_keys(key_ref, chunk)
+    value = block.load_values(value_ref, chunk)
+    weights = jnp.exp2(block.logits(query, key, chunk) - sums[:, None])
+    dweights = block.product(gradient, value, (1, 1))
+    dlogits = weights * (dweights - means[:, None])
+    return dquery + block.product(dlogits.astype(key.dtype), key, (1, 0))
+
+  dquery = jnp.zeros(query.shape, jnp.float32)
+  dquery = lax.fori_loop(0, layout.chunks, add, dquery)
+  number = tile * layout.tile + jnp.arange(layout.tile)
+  _store_rows(dqueries_ref, number, dquery)
+
+
+def key_gradient_kernel(
+  geometry,
+  layout,
+  queries_ref,
+  key_ref,
+  value_ref,
+  gradient_ref,
+  sums_ref,
+  means_ref,
+  dkeys_ref,
+  dvalues_ref,
+):
+  """Gradients of a chunk of a neighbourhood's keys and values."""
+  block, chunk = _Block.current(geometry, layout), pl.program_id(0)
+  key = block.load_keys(key_ref, chunk)
+  value = block.load_values(value_ref, chunk)
+
+  def add(tile, carry):
+    dkey, dvalue = carry
+    query = block.load_queries(queries_ref, tile, layout.query_width)
+    gradient, sums, means = block.load_gradients(
+      gradient_ref, sums_ref, means_ref, tile
+    )
+    weights = jnp.exp2(block.logits(query, key, chunk) - sums[:, None])
+    dweights = block.product(gradient, value, (1, 1))
+    dlogits = (weights * (dweights - means[:, None])).astype(key.dtype)
+    # One-hot vectors have no gradient: of the queries, their own channels are
+    # enough, and what lies in the lanes behind these is not stored.
+    query = block.load_queries(queries_ref, tile, layout.key_width)
+    return (
+      dkey + block.product(dlogits, query, (0, 0)),
+      dvalue + block.product(weights.astype(gradient.dtype), gradient, (0, 0)),
+    )
+
+  dkey, dvalue = lax.fori_loop(
+    0,
+    layout.tiles,
+    add,
+    (
+      jnp.zeros((layout.chunk, layout.key_width), jnp.float32),
+      jnp.zeros((layout.chunk, layout.value_width), jnp.float32),
+    ),
+  )
+  number = chunk * layout.chunk + jnp.arange(layout.chunk)
+  _store_rows(dkeys_ref, number, dkey)
+  _store_rows(dvalues_ref, number, dvalue)
+
+
+def _store_rows(ref, number, x):
+  """Stores `x` as rows `number` of `ref`, what there is of them."""
+  number, lane = number[:, None], jnp.arange(x.shape[1])[None, :]
+  mask = (number < ref.shape[0]) & (lane < ref.shape[1])
+  plgpu.store(ref.at[number, lane], x.astype(ref.dtype), mask=mask)
+
+
+def output_size(geometry: Geometry) -> tuple[int, int]:
+  """Height and width of the map of queries."""
+  stride = geometry.stride
+  return -(-geometry.height // stride), -(-geometry.width // stride)
+
+
+def query_width(geometry: Geometry) -> int:
+  """Channels of a query, its row and its column logits."""
+  return geometry.head_dim + 2 * geometry.window
+
+
+def _power_of_two(size):
+  """At least `size`, and what a matrix unit takes."""
+  return max(_FEWEST, 1 << (size - 1).bit_length())
