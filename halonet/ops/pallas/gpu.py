@@ -78,7 +78,7 @@ def local_attention(
 def unserved(geometry: Geometry) -> str | None:
   """Why the kernels cannot serve a layer, or None."""
   for name, width in (
-    ("a query with its relative logits", kernels.query_width(geometry)),
+    ("a query with its relative logits", kernels.query_width_of(geometry)),
     ("a value", geometry.value_dim),
   ):
     if width > _WIDEST:
@@ -103,7 +103,7 @@ def _forward(geometry, interpret, queries, key, value):
 def _attend(geometry, interpret, queries, key, value, dtype):
   """The output, and float32 `[batch, pixels, heads]`: the softmax's sums."""
   batch, size = key.shape[0], kernels.output_size(geometry)
-  layout = kernels.Layout.of(geometry, key.dtype)
+  layout = kernels.Layout.of(geometry, key.dtype, interpret)
   channels = geometry.heads * geometry.value_dim
   output, sums = _call(
     kernels.forward_kernel,
@@ -123,7 +123,7 @@ def _attend(geometry, interpret, queries, key, value, dtype):
 def _backward(geometry, interpret, saved, gradient):
   """Gradients of the extended queries, the keys and the values."""
   queries, key, value, output, sums = saved
-  layout = kernels.Layout.of(geometry, key.dtype)
+  layout = kernels.Layout.of(geometry, key.dtype, interpret)
   # What the softmax subtracts: a query's weights times their gradients, summed.
   means = (output * gradient.astype(jnp.float32)).sum(axis=-1)
   means = means.reshape(sums.shape)
@@ -182,7 +182,9 @@ def _call(kernel, geometry, layout, *, grid, outputs, interpret, name):
       out_specs=[spec(shape) for shape, _ in outputs],
       out_shape=[jax.ShapeDtypeStruct(*output) for output in outputs],
       # They say, too, that this is for Triton.
-      compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+      compiler_params=plgpu.CompilerParams(
+        num_warps=layout.warps, num_stages=layout.stages
+      ),
       interpret=interpret,
       name=name,
     )(*inputs)

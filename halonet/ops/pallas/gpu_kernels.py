@@ -18,7 +18,8 @@ from halonet.ops.pallas.geometry import Geometry
 
 # Rows of a tile, at least what a matrix unit takes.
 _FEWEST, _MOST = 16, 64
-# Of the operands of a tile: several of them share 99 KiB or more.
+# Of the operands of a tile: with copies for what is loaded ahead, they fit in
+# the 99 KiB that every GPU since Ampere shares among the threads of a block.
 _TILE_BYTES = 32 << 10
 # The exponentials and logarithms are of base 2, the hardware's own.
 _LOG2_E = math.log2(math.e)
@@ -36,6 +37,8 @@ class Layout:
     chunk: keys that it holds at a time.
     tiles: of a block's queries.
     chunks: of a neighbourhood's keys.
+    warps: of threads that work on them.
+    stages: of loads that are under way at a time.
     precision: of the products.
   """
 
@@ -46,34 +49,53 @@ class Layout:
   chunk: int
   tiles: int
   chunks: int
-  precision: lax.Precision | None
+  warps: int
+  stages: int
+  precision: lax.Precision | lax.DotAlgorithmPreset | None
 
   @classmethod
-  def of(cls, geometry: Geometry, dtype: jnp.dtype) -> "Layout":
+  def of(
+    cls, geometry: Geometry, dtype: jnp.dtype, interpret: bool
+  ) -> "Layout":
     """The sizes for a layer and its dtype."""
-    width = _power_of_two(query_width(geometry))
+    query_width = _power_of_two(query_width_of(geometry))
     value_width = _power_of_two(geometry.value_dim)
+    width = query_width + value_width
+    # Products of float32 hold their operands in two halves.
+    row = width * (2 if dtype == jnp.bfloat16 else 8)
     most = _MOST
-    while most > _FEWEST and most * (width + value_width) > (
-      _TILE_BYTES // dtype.itemsize
-    ):
+    while most > _FEWEST and most * row > _TILE_BYTES:
       most //= 2
     queries, keys = geometry.side**2, geometry.window**2
     tile = min(most, _power_of_two(queries))
     chunk = min(most, _power_of_two(keys))
-    # Triton's own default would round float32 to 11 bits.
-    default = jax.config.jax_default_matmul_precision
-    exact = dtype == jnp.float32 and default is None
     return cls(
-      query_width=width,
+      query_width=query_width,
       key_width=_power_of_two(geometry.head_dim),
       value_width=value_width,
       tile=tile,
       chunk=chunk,
       tiles=-(-queries // tile),
       chunks=-(-keys // chunk),
-      precision=lax.Precision.HIGHEST if exact else None,
+      # More keep wide rows in registers.
+      warps=4 if width <= 128 else 8,
+      stages=2 if most * row <= _TILE_BYTES else 1,
+      precision=_precision(dtype, interpret),
     )
+
+
+def _precision(dtype, interpret):
+  """Of the products: float32's own, unless JAX is told otherwise.
+
+  On GPUs that is three products of TF32 in the place of one, which keep 22 of
+  24 bits. One would keep 11, and float32 proper has no matrix unit.
+  """
+  told = jax.config.jax_default_matmul_precision is not None
+  if told or dtype != jnp.float32:
+    return None
+  if interpret:
+    return lax.Precision.HIGHEST
+  return lax.DotAlgorithmPreset.TF32_TF32_F32_X3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +337,7 @@ def output_size(geometry: Geometry) -> tuple[int, int]:
   return -(-geometry.height // stride), -(-geometry.width // stride)
 
 
-def query_width(geometry: Geometry) -> int:
+def query_width_of(geometry: Geometry) -> int:
   """Channels of a query, its row and its column logits."""
   return geometry.head_dim + 2 * geometry.window
 

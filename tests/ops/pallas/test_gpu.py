@@ -18,6 +18,16 @@ KERNEL = "__gpu$xla.gpu.triton"
 GEOMETRIES = [(8, 3), (10, 3), (12, 2), (14, 2), (8, 4), (32, 3)]
 
 
+MESH = AbstractMesh(
+  (1,),
+  ("data",),
+  axis_types=(AxisType.Auto,),
+  abstract_device=AbstractDevice(
+    device_kind="NVIDIA H100", num_cores=None, platform="gpu"
+  ),
+)
+
+
 def program(
   block_size,
   halo_size,
@@ -28,14 +38,6 @@ def program(
   **options,
 ):
   """The program for an H100 of a layer on maps that are no whole blocks."""
-  mesh = AbstractMesh(
-    (1,),
-    ("data",),
-    axis_types=(AxisType.Auto,),
-    abstract_device=AbstractDevice(
-      device_kind="NVIDIA H100", num_cores=None, platform="gpu"
-    ),
-  )
   shape = (2, 2 * block_size, 2 * block_size - 1, 2)
   tables = [(2 * (block_size + halo_size) - 1, head_dim // 2)] * 2
   widths = (head_dim, head_dim, value_dim)
@@ -51,7 +53,7 @@ def program(
     return attention(*inputs).astype(jnp.float32).sum()
 
   function = jax.grad(loss, argnums=range(5)) if gradients else attention
-  with jax.sharding.use_abstract_mesh(mesh):
+  with jax.sharding.use_abstract_mesh(MESH):
     exported = jax.export.export(
       jax.jit(function),
       platforms=["cuda"],
@@ -102,8 +104,9 @@ def test_kernels_lower_for_cuda_everywhere(geometry, dtype):
 @pytest.mark.parametrize(
   ("default", "dtype", "precision"),
   [
-    (None, "float32", "HIGHEST"),
-    ("tensorfloat32", "float32", "HIGH"),
+    (None, "float32", jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3),
+    ("highest", "float32", (jax.lax.Precision.HIGHEST,) * 2),
+    ("tensorfloat32", "float32", (jax.lax.Precision.HIGH,) * 2),
     (None, "bfloat16", None),
   ],
 )
@@ -116,14 +119,14 @@ def test_float32_is_exact_unless_told_otherwise(default, dtype, precision):
     halo_size=1,
     implementation="pallas_gpu",
   )
-  with jax.default_matmul_precision(default):
+  with (
+    jax.sharding.use_abstract_mesh(MESH),
+    jax.default_matmul_precision(default),
+  ):
     jaxpr = jax.make_jaxpr(attention)(x, x, x, table, table)
   (kernel,) = find(jaxpr.jaxpr, "pallas_call")
   products = find(kernel.params["jaxpr"], "dot_general")
-  assert len(products) == 2
-  for product in products:
-    found = product.params["precision"]
-    assert (found and {x.name for x in found}) == (precision and {precision})
+  assert [x.params["precision"] for x in products] == [precision] * 2
 
 
 def find(jaxpr, name):
