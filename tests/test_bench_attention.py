@@ -72,6 +72,12 @@ def test_costs_against_the_window_are_drawn(bench, tmp_path, monkeypatch):
   assert memory[0] < memory[2] and memory[1] < memory[3]
 
 
+def test_what_would_be_interpreted_is_left_out(bench):
+  module = importlib.import_module("bench_attention")
+  assert module.implementations(None) == ["xla", "xla_chunked", "xla_packed"]
+  assert module.implementations(["pallas_gpu"]) == ["pallas_gpu"]
+
+
 @pytest.mark.parametrize(
   ("word", "message"),
   [
