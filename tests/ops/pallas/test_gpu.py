@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.extend import core
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import (
+  AbstractDevice,
+  AbstractMesh,
+  AxisType,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from halonet.ops.attention import blocked_local_attention
 
@@ -18,14 +24,15 @@ KERNEL = "__gpu$xla.gpu.triton"
 GEOMETRIES = [(8, 3), (10, 3), (12, 2), (14, 2), (8, 4), (32, 3)]
 
 
-MESH = AbstractMesh(
-  (1,),
-  ("data",),
-  axis_types=(AxisType.Auto,),
-  abstract_device=AbstractDevice(
-    device_kind="NVIDIA H100", num_cores=None, platform="gpu"
-  ),
-)
+def gpus(devices):
+  return AbstractMesh(
+    (devices,),
+    ("data",),
+    axis_types=(AxisType.Auto,),
+    abstract_device=AbstractDevice(
+      device_kind="NVIDIA H100", num_cores=None, platform="gpu"
+    ),
+  )
 
 
 def program(
@@ -53,7 +60,7 @@ def program(
     return attention(*inputs).astype(jnp.float32).sum()
 
   function = jax.grad(loss, argnums=range(5)) if gradients else attention
-  with jax.sharding.use_abstract_mesh(MESH):
+  with jax.sharding.use_abstract_mesh(gpus(1)):
     exported = jax.export.export(
       jax.jit(function),
       platforms=["cuda"],
@@ -101,6 +108,29 @@ def test_kernels_lower_for_cuda_everywhere(geometry, dtype):
     assert count_kernels(program(*geometry, *widths, **options)) == 3
 
 
+def test_every_device_gets_its_part_of_the_batch():
+  def loss(*inputs):
+    return blocked_local_attention(
+      *inputs, block_size=4, halo_size=1, implementation="pallas_gpu"
+    ).sum()
+
+  mesh = gpus(4)
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  whole = NamedSharding(mesh, PartitionSpec())
+  gradients = jax.jit(
+    jax.grad(loss, argnums=range(5)), in_shardings=(rows,) * 3 + (whole,) * 2
+  )
+  maps = jax.ShapeDtypeStruct((12, 4, 5, 1, 8), "float32")
+  table = jax.ShapeDtypeStruct((9, 4), "float32")
+  with jax.sharding.use_abstract_mesh(mesh):
+    traced = gradients.trace(*[maps] * 3, *[table] * 2)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  kernels = [line for line in text.splitlines() if KERNEL in line]
+  assert len(kernels) == 3
+  # Keys and values, pixel by pixel, of three images.
+  assert all("tensor<3x20x8xf32>, tensor<3x20x8xf32>" in x for x in kernels)
+
+
 @pytest.mark.parametrize(
   ("default", "dtype", "precision"),
   [
@@ -120,7 +150,7 @@ def test_float32_is_exact_unless_told_otherwise(default, dtype, precision):
     implementation="pallas_gpu",
   )
   with (
-    jax.sharding.use_abstract_mesh(MESH),
+    jax.sharding.use_abstract_mesh(gpus(1)),
     jax.default_matmul_precision(default),
   ):
     jaxpr = jax.make_jaxpr(attention)(x, x, x, table, table)
