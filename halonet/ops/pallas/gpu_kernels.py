@@ -114,11 +114,14 @@ class _Block:
     return cls(geometry, layout, *(pl.program_id(axis) for axis in (1, 2, 3)))
 
   def load_queries(self, ref, tile, width):
-    """The first `width` numbers of the extended queries of a tile."""
+    """The first `width` numbers of the extended queries of a tile.
+
+    In memory a query is a column; here it is a row.
+    """
     number = tile * self.layout.tile + jnp.arange(self.layout.tile)[:, None]
     lane = jnp.arange(width)[None, :]
-    mask = (number < ref.shape[0]) & (lane < ref.shape[1])
-    return plgpu.load(ref.at[number, lane], mask=mask, other=0.0)
+    mask = (lane < ref.shape[0]) & (number < ref.shape[1])
+    return plgpu.load(ref.at[lane, number], mask=mask, other=0.0)
 
   def load_gradients(self, gradient_ref, sums_ref, means_ref, tile):
     """Gradients of the outputs of a tile, and the numbers of the softmax.
@@ -272,8 +275,9 @@ def query_gradient_kernel(
 
   dquery = jnp.zeros(query.shape, jnp.float32)
   dquery = lax.fori_loop(0, layout.chunks, add, dquery)
-  number = tile * layout.tile + jnp.arange(layout.tile)
-  _store_rows(dqueries_ref, number, dquery)
+  number = tile * layout.tile + jnp.arange(layout.tile)[:, None]
+  lane = jnp.arange(layout.query_width)[None, :]
+  _store(dqueries_ref, (lane, number), dquery)
 
 
 def key_gradient_kernel(
@@ -319,16 +323,16 @@ def key_gradient_kernel(
       jnp.zeros((layout.chunk, layout.value_width), jnp.float32),
     ),
   )
-  number = chunk * layout.chunk + jnp.arange(layout.chunk)
-  _store_rows(dkeys_ref, number, dkey)
-  _store_rows(dvalues_ref, number, dvalue)
+  number = chunk * layout.chunk + jnp.arange(layout.chunk)[:, None]
+  for ref, x in ((dkeys_ref, dkey), (dvalues_ref, dvalue)):
+    _store(ref, (number, jnp.arange(x.shape[1])[None, :]), x)
 
 
-def _store_rows(ref, number, x):
-  """Stores `x` as rows `number` of `ref`, what there is of them."""
-  number, lane = number[:, None], jnp.arange(x.shape[1])[None, :]
-  mask = (number < ref.shape[0]) & (lane < ref.shape[1])
-  plgpu.store(ref.at[number, lane], x.astype(ref.dtype), mask=mask)
+def _store(ref, index, x):
+  """Stores what of `x` has a place in `ref`."""
+  first, second = index
+  mask = (first < ref.shape[0]) & (second < ref.shape[1])
+  plgpu.store(ref.at[index], x.astype(ref.dtype), mask=mask)
 
 
 def output_size(geometry: Geometry) -> tuple[int, int]:
