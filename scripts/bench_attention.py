@@ -275,7 +275,7 @@ def table(rows, names) -> str:
 def draw(rows, about, arguments) -> None:
   """Draws time and memory of both passes against the window's side."""
   from matplotlib.figure import Figure
-  from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+  from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
   figure = Figure(figsize=(9, 7), layout="constrained")
   sides = sorted({row["window"] for row in rows})
@@ -298,7 +298,10 @@ def draw(rows, about, arguments) -> None:
       panel.set_yscale("log")
       panel.xaxis.set_major_locator(FixedLocator(sides))
       panel.xaxis.set_minor_locator(NullLocator())
-      panel.xaxis.set_major_formatter(ScalarFormatter())
+      panel.xaxis.set_major_formatter("{x:g}")
+      panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      panel.yaxis.set_minor_locator(NullLocator())
+      panel.yaxis.set_major_formatter("{x:g}")
       panel.set_title(f"{what}: {name} per image")
       panel.set_xlabel("side of the window, block + 2 · halo")
       panel.grid(which="both", color="lightgray", linewidth=0.5)
