@@ -51,7 +51,7 @@ class Classifier:
 
   @functools.cached_property
   def _apply(self):
-    return jax.jit(self.model.apply)
+    return _on_one_device(self.model.apply)
 
   def seen(self, image: Image.Image) -> tuple[int, int, int]:
     """Left, top and side of the square that the model sees, in pixels."""
@@ -109,7 +109,7 @@ def last_attention(
   if not layers:
     raise UsageError("--attention: the model has no local attention")
   number, block = layers[-1]
-  features, mutated = jax.jit(
+  features, mutated = _on_one_device(
     lambda variables, images: classifier.model.apply(
       variables, images, method="features", mutable=["attention"]
     )
@@ -121,6 +121,17 @@ def last_attention(
     before = number if block.stride == 1 else number - 1
     keys = features[f"stage{before}"].shape[1]
   return np.asarray(weights[0]), spec.block_size // weights.shape[4], keys
+
+
+def _on_one_device(function):
+  """Compiles a function, and says to its attention that no device shares it."""
+  mesh = make_mesh(jax.local_devices()[:1])
+
+  def call(*arguments):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*arguments)
+
+  return jax.jit(call)
 
 
 def attention_of_pixel(

@@ -1,5 +1,8 @@
 """Classifying image files, and the picture of where the model looks."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from halonet import predict
 from halonet.data import pipeline, sources
 from halonet.data.images import read_image
 from halonet.errors import UsageError
+from halonet.ops import choice
 from halonet.prediction import (
   attention_of_pixel,
   last_attention,
@@ -59,6 +63,22 @@ def test_a_file_is_seen_as_the_test_split_is(classifier, trained, digit):
   expected = np.exp(logits) / np.exp(logits).sum()
   actual = classifier.predict(read_image(digit))
   np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_attention_is_that_of_one_device_where_there_are_more(
+  classifier, digit, monkeypatch
+):
+  chosen, choose = set(), choice.choose
+
+  def note(*arguments):
+    name, attend = choose(*arguments)
+    chosen.add(name)
+    return name, attend
+
+  monkeypatch.setattr(choice, "choose", note)
+  assert jax.device_count() > 1
+  dataclasses.replace(classifier).predict(read_image(digit))
+  assert chosen == {"xla_chunked"}  # For many it would be "xla".
 
 
 @pytest.mark.parametrize("size, mode", [((70, 41), "RGB"), ((1, 1), "RGBA")])
