@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -300,6 +301,12 @@ def _in_child(request):
         stdout=log,
         stderr=log,
       ).returncode
+    if code == -signal.SIGKILL:
+      raise RunError(
+        "the TPU compiler was killed, as the system does when memory runs out;"
+        " wide models take more than 15 GB: close other programs, or compile"
+        " on a machine with more"
+      )
     if code:
       lines = (folder / "log").read_text(errors="replace").strip().splitlines()
       reason = " ".join(lines[-1].split())[:500] if lines else "no message"

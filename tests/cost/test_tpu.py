@@ -8,7 +8,7 @@ import pytest
 from halonet.cost import tpu
 from halonet.cost.largest import largest_batch
 from halonet.cost.tpu_compiler import parse_out_of_memory
-from halonet.errors import UsageError
+from halonet.errors import RunError, UsageError
 from halonet.training.config import create_model
 from halonet.training.flops import training_flops
 
@@ -51,6 +51,18 @@ def test_a_training_step_is_compiled_for_a_slice(small_config, monkeypatch):
   parameters = _parameters(config)
   assert collective.kind == "all-reduce"
   assert 4 * parameters < collective.bytes < 5 * parameters
+
+
+def test_a_compiler_that_runs_out_of_memory_says_so(
+  small_config, monkeypatch, tmp_path
+):
+  killed = tmp_path / "python"
+  killed.write_text("#!/bin/sh\nkill -KILL $$\n")
+  killed.chmod(0o755)
+  monkeypatch.setattr("sys.executable", str(killed))
+  monkeypatch.setattr(tpu, "available", lambda: True)
+  with pytest.raises(RunError, match="was killed.*memory"):
+    tpu.report(small_config(), "v5e:2x2", per_core_batch=4)
 
 
 def _parameters(config):
