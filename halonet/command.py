@@ -17,11 +17,16 @@ def use_huge_pages() -> None:
 
   Arrays come and go in every step, and the system would hand them out in small
   pages, each with a fault; malloc reads its settings at its start alone. For
-  the `__main__` of what computes much. Who sets GLIBC_TUNABLES has chosen.
+  the `__main__` of what computes much. Who sets GLIBC_TUNABLES, to anything,
+  has chosen, and nothing is started anew: so debuggers, too, stay.
   """
-  if "GLIBC_TUNABLES" in os.environ or platform.libc_ver()[0] != "glibc":
+  setting, mark = "glibc.malloc.hugetlb=1", "HALONET_MEMORY"
+  # The mark, because the system may keep the setting from privileged programs.
+  if {"GLIBC_TUNABLES", mark} & set(os.environ):
     return
-  environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+  if platform.libc_ver()[0] != "glibc":
+    return
+  environment = os.environ | {"GLIBC_TUNABLES": setting, mark: setting}
   os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

@@ -69,6 +69,8 @@ def main() -> None:
     file = getattr(arguments, name)
     if file and (file.is_dir() or not file.absolute().parent.is_dir()):
       raise UsageError(f"--{name}: {file} cannot be a file")
+  if arguments.figure and arguments.figure.suffix != ".png":
+    raise UsageError(f"--figure: {arguments.figure} must end in .png")
 
   import jax
 
@@ -76,15 +78,18 @@ def main() -> None:
   if not layers:
     raise UsageError(f"--model: {arguments.model} has no halo attention")
   names = implementations(arguments.implementation)
+  device = jax.devices()[0].device_kind
+  about = (
+    f"{arguments.model} at {arguments.image_size} pixels, batches of"
+    f" {arguments.batch_size}, {arguments.dtype}, on {device}"
+  )
   if arguments.figure:
     shape, layer = next(iter(layers))
     layers = {(shape, layer.clone(halo_size=halo)): 1 for halo in HALOS}
-  device = jax.devices()[0].device_kind
-  print(
-    f"{sum(layers.values())} layers of {arguments.model} at"
-    f" {arguments.image_size} pixels, {len(layers)} distinct ones, batches of"
-    f" {arguments.batch_size}, {arguments.dtype}, on {device}"
-  )
+    about = f"the first layer of {about}"
+  else:
+    about = f"{sum(layers.values())} layers, {len(layers)} distinct, of {about}"
+  print(about)
   rows = []
   for (shape, layer), count in layers.items():
     for what in PASSES:
@@ -95,12 +100,13 @@ def main() -> None:
       row = {"layer": title(shape, layer), "count": count, "pass": what}
       rows.append(row | {"window": window} | found)
   print(table(rows, names))
+  if not arguments.figure:  # Halos do not add up.
+    print(totals(rows, names))
   if arguments.json:
     arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
     print(f"Wrote {arguments.json}")
   if arguments.figure:
-    about = title(*next(iter(layers))).partition(", h ")[0]
-    draw(rows, f"{about}, batch {arguments.batch_size}, {device}", arguments)
+    draw(rows, about, arguments)
     print(f"Wrote {arguments.figure}")
 
 
@@ -256,6 +262,12 @@ def table(rows, names) -> str:
         f" {own['seconds'] * 1e3:.2f} | {ratio} | {held} |"
         f" {own['compile_seconds']:.1f} s |"
       )
+  return "\n".join(lines)
+
+
+def totals(rows, names) -> str:
+  """The table's last rows: all layers together."""
+  first, lines = names[0], []
   for what in PASSES:
     own = [row for row in rows if row["pass"] == what]
     everywhere = [name for name in names if all(name in row for row in own)]
@@ -306,7 +318,7 @@ def draw(rows, about, arguments) -> None:
       panel.set_xlabel("side of the window, block + 2 · halo")
       panel.grid(which="both", color="lightgray", linewidth=0.5)
   line[0].legend()
-  figure.suptitle(f"One attention layer: {about}", fontsize=11)
+  figure.suptitle(about[0].upper() + about[1:], fontsize=11)
   figure.savefig(arguments.figure, dpi=110)
 
 

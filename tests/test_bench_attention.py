@@ -37,7 +37,7 @@ def test_every_distinct_layer_by_every_implementation(bench, tmp_path, capsys):
     f"--json={file}",
   )
   output = capsys.readouterr().out
-  assert "4 layers of halonet_h1 at 32 pixels, 2 distinct ones" in output
+  assert "4 layers, 2 distinct, of halonet_h1 at 32 pixels" in output
   rows = json.loads(file.read_text())
   assert [(row["layer"], row["count"], row["pass"]) for row in rows] == [
     ("8×8, 8 channels, 2 heads, b 8, h 3", 3, "forward"),
@@ -84,6 +84,7 @@ def test_what_would_be_interpreted_is_left_out(bench):
     ("--implementation=cuda", "--implementation: .*cuda"),
     ("--model=resnet50", "--model: resnet50 has no halo attention"),
     ("--model.block_size=0", "--model: block_size is 0"),
+    ("--figure=costs.pdf", "--figure: costs.pdf must end in .png"),
     ("--wrong", "unknown argument --wrong"),
   ],
 )

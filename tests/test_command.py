@@ -1,10 +1,15 @@
 """How commands start."""
 
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
+
+pytestmark = pytest.mark.skipif(
+  platform.libc_ver()[0] != "glibc", reason="the setting is glibc's"
+)
 
 SCRIPT = """
 import os, sys
@@ -18,6 +23,7 @@ print(os.getpid(), os.environ["GLIBC_TUNABLES"], *sys.argv[1:])
 def test_huge_pages_unless_something_else_is_chosen(chosen):
   environment = dict(os.environ)
   environment.pop("GLIBC_TUNABLES", None)
+  environment.pop("HALONET_MEMORY", None)
   if chosen is not None:
     environment["GLIBC_TUNABLES"] = chosen
   process = subprocess.Popen(

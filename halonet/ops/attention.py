@@ -65,7 +65,8 @@ def blocked_local_attention(
     relative_stride: pixels between neighbouring queries as the relative
       offsets count them: `stride`, unless weights were trained otherwise.
     implementation: "xla", operations that XLA fuses (`halonet.ops.folded`);
-      "xla_chunked", the same for a few images at a time, for CPUs;
+      "xla_chunked", the same for a few images at a time, for CPUs (like the
+      kernels, without derivatives of forward mode);
       "xla_packed", for TPUs without a kernel (`halonet.ops.packed`);
       "pallas_tpu" and "pallas_gpu", fused kernels for TPUs and for GPUs, which
       elsewhere are interpreted, slowly; or "auto", what is best where this

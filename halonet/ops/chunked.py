@@ -22,7 +22,10 @@ CHUNK = 2
 def chunked_attention(
   query, key, value, relative_height, relative_width, **options
 ):
-  """`folded.folded_attention` of a few images at a time."""
+  """`folded.folded_attention`, a few images at a time.
+
+  Arrays, options and result as there. Derivatives are those of reverse mode.
+  """
   options = tuple(sorted(options.items()))  # Hashable.
   return _attention(options, query, key, value, relative_height, relative_width)
 
@@ -36,59 +39,63 @@ def _attention(options, query, key, value, *tables):
 
 
 def _forward(options, *inputs):
-  output = _attention(options, *inputs)
-  return output, (*inputs, output)
+  return _attention(options, *inputs), inputs
 
 
-def _backward(options, saved, gradient):
-  *maps, row_table, col_table, output = saved
+def _backward(options, inputs, gradient):
+  *maps, row_table, col_table = inputs
 
   def step(sums, chunk):
     *gradients, rows, cols = _gradients(
-      dict(options), *chunk[:3], row_table, col_table, *chunk[3:]
+      dict(options), *chunk[:3], row_table, col_table, chunk[3]
     )
     return (sums[0] + rows, sums[1] + cols), gradients
 
   zeros = jnp.zeros_like(row_table), jnp.zeros_like(col_table)
-  sums, gradients = lax.scan(step, zeros, _chunks(*maps, output, gradient))
+  sums, gradients = lax.scan(step, zeros, _chunks(*maps, gradient))
   return *map(_joined, gradients), *sums
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _gradients(options, query, key, value, rows, cols, output, gradient):
-  """Of all that `folded_attention` takes, given that of its output."""
+def _gradients(options, query, key, value, row_table, col_table, gradient):
+  """Of all arrays that `folded.folded_attention` takes.
+
+  Args:
+    options: as there.
+    query: `[batch, height, width, heads, head_dim]`, and so on, as there.
+    gradient: of its result, `[batch, ⌈height/stride⌉, ⌈width/stride⌉, heads,
+      value_dim]`.
+  """
   block_size, halo_size = options["block_size"], options["halo_size"]
-  head_dim, side = query.shape[-1], block_size // options["stride"]
+  window, side = block_size + 2 * halo_size, block_size // options["stride"]
   windows = functools.partial(
     folded.flat_windows, block_size=block_size, halo_size=halo_size
   )
   queries, pull_queries = jax.vjp(
-    functools.partial(folded.extended_queries, **options), query, rows, cols
+    functools.partial(folded.extended_queries, **options),
+    query,
+    row_table,
+    col_table,
   )
   keys, pull_keys = jax.vjp(windows, key)
   values, pull_values = jax.vjp(windows, value)
   weights, total = folded.softmax_terms(keys, queries)
 
-  # With weights w = e/Σe, y = Σ w·v: de = (dy·v − dy·y) · w, tile by tile.
-  projected = (output * gradient).astype(total.dtype)
-  projected = projected.sum(axis=-1, keepdims=True)
-  gradient, projected = (
-    _tiles(x, block_size, side) / total for x in (gradient, projected)
-  )
-  gradient = gradient.astype(value.dtype)
+  # With p = weights/total and y = Σ p·v: dlogits = p · (dy·v − Σ p · dy·v).
+  # Nothing of it is rounded to narrower inputs before the end.
+  scaled = _tiles(gradient, side) / total
   with jax.named_scope("values"):
-    dvalues = _with_transposed(weights.astype(value.dtype), gradient)
-    dlogits = folded.product(values, gradient)
+    dvalues = _with_transposed(weights.astype(value.dtype), scaled)
+    dweights = folded.product(values, scaled)
   with jax.named_scope("softmax"):
-    dlogits = weights * (dlogits - projected)
+    mean = (weights * dweights).sum(axis=-2, keepdims=True) / total
+    dlogits = weights * (dweights - mean)
   with jax.named_scope("logits"):
-    narrow = dlogits.astype(key.dtype)
-    dkeys = _with_transposed(narrow, queries[..., :head_dim, :])
-    dqueries = folded.product(folded.transposed(keys), narrow)
+    dkeys = _with_transposed(dlogits, queries[..., : query.shape[-1], :])
+    dqueries = folded.product(folded.transposed(keys), dlogits)
   # The one-hot vectors' products are sums along the axes of the window.
-  window = block_size + 2 * halo_size
   with jax.named_scope("relative"):
     square = dlogits.reshape(*dlogits.shape[:-2], window, window, side**2)
     dqueries = jnp.concatenate(
@@ -102,11 +109,11 @@ def _gradients(options, query, key, value, rows, cols, output, gradient):
 
 def _with_transposed(x, y):
   """Batches of `[m, k] · [n, k]ᵀ`, summed in float32 at least."""
-  wide = jnp.promote_types(x.dtype, jnp.float32)
+  wide = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
   return jnp.einsum("...mk,...nk->...mn", x, y, preferred_element_type=wide)
 
 
-def _tiles(x, block_size, side):
+def _tiles(x, side):
   """The inverse of `folded.merged`; what completes the blocks is zero."""
   x = blocks.split_blocks(blocks.pad_to_blocks(x, side), side)
   x = jnp.moveaxis(x, (5, 6), (3, 4))

@@ -86,7 +86,7 @@ def softmax_terms(keys, queries):
 
 def product(x, y):
   """Batches of `[m, k] · [k, n]`, summed in float32 at least."""
-  wide = jnp.promote_types(x.dtype, jnp.float32)
+  wide = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
   return jnp.matmul(x, y, preferred_element_type=wide)
 
 
@@ -94,7 +94,8 @@ def transposed(x):
   """The last two axes swapped, as an array of its own.
 
   For a CPU, XLA would make one operation of a transposition and a product,
-  which its fast kernels do not know: it then takes twice as long.
+  which its fast kernels do not know: it then takes twice as long. Elsewhere it
+  is a copy that need not be.
   """
   return lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
 
@@ -178,8 +179,9 @@ def flat_windows(x, block_size, halo_size):
 
 
 def merged(x, height, width, block_size, stride):
-  """`[b, rows, columns, heads, d, side²]` → `[b, ⌈h/stride⌉, ⌈w/stride⌉, heads,
-  d]`.
+  """Puts tiles of queries, `[b, rows, columns, heads, d, side²]`, on a map.
+
+  Returns `[b, ⌈height/stride⌉, ⌈width/stride⌉, heads, d]`.
   """
   side = block_size // stride
   x = x.reshape(*x.shape[:5], side, side)

@@ -144,18 +144,33 @@ def test_matches_the_per_pixel_loop(case):
 @given(cases())
 @example(case((3, 9, 7, 1, 4), 4, 1))  # images one by one
 @example(case((4, 9, 7, 1, 4), 4, 1, stride=2))  # two by two
+@example(
+  case((2, 9, 7, 2, 4), 4, 1, stride=2, mask_window=True, relative_dims=(4, 4))
+)
 @settings(max_examples=5)
 def test_chunks_of_images_match_the_per_pixel_loop(case):
   check(case, "xla_chunked")
 
 
+@pytest.mark.parametrize("implementation", ["xla", "xla_chunked"])
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_queries_may_be_counted_apart_from_their_pixels(stride):
-  inputs, _, options = arrays(case((1, 9, 7, 2, 4), 4, 2, stride=stride))
+def test_queries_may_be_counted_apart_from_their_pixels(stride, implementation):
+  inputs, output_gradient, options = arrays(
+    case((1, 9, 7, 2, 4), 4, 2, stride=stride)
+  )
   options["relative_stride"] = 1
-  output = blocked_local_attention(*inputs, **options)
-  expected = reference.blocked_local_attention(*inputs, **options)
-  assert relative_error(output, expected) <= 1e-5
+  attention = functools.partial(
+    blocked_local_attention, **options, implementation=implementation
+  )
+  output, gradients = value_and_gradients(attention, inputs, output_gradient)
+  expected = [
+    reference.blocked_local_attention(*inputs, **options),
+    *reference.blocked_local_attention(
+      *inputs, **options, output_gradient=output_gradient
+    ),
+  ]
+  for actual, wanted in zip((output, *gradients), expected, strict=True):
+    assert relative_error(actual, wanted) <= 1e-5
   with pytest.raises(ValueError, match="relative_stride is 1; it is for"):
     blocked_local_attention(*inputs, **options | {"stride": 3})
 

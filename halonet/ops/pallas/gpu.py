@@ -5,7 +5,7 @@ folded form (`halonet.ops.folded`): a query is extended by its row and its
 column logits, masks included, and meets keys beside which the kernel puts the
 two one-hot vectors that name their row and column. Neighbourhoods are read
 from the maps where they lie; neither they nor any logits are ever written to
-the GPU's memory.
+the GPU's memory. The gradients of neighbourhoods are, in float32.
 
 XLA extends the queries before the kernels and adds up the gradients of
 overlapping neighbourhoods after them, so the relative tables need no kernel,

@@ -105,7 +105,7 @@ def test_offsets_of_strided_queries_may_be_counted_otherwise(kernels):
   assert relative_error(output, expected) <= 1e-5
 
 
-@KERNELS
+@pytest.mark.parametrize("kernels", ["pallas_tpu", "pallas_gpu", "xla_chunked"])
 def test_bfloat16_is_no_worse_than_xla(kernels):
   _, _, options = arrays(case((1, 9, 6, 2, 16), 4, 2))
   programs = {
