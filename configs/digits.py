@@ -2,9 +2,10 @@
 
   scripts/train.sh
 
-Test accuracy 0.9867, 0.9911, 0.9889 with seed 0, 1, 2 (--config.seed=1) by the
-attention's implementation xla, 0.9933 with seed 0 by xla_chunked, after
-two and a half minutes of training on two CPU cores.
+Test accuracy with seed 0, of 450 images: 0.9911 by the attention's
+implementation xla_chunked, which a CPU takes, 0.9889 by xla and 0.9867 by
+xla_packed (--config.model.attention_implementation=xla); in two and a half
+minutes on two CPU cores, installation included.
 """
 
 import ml_collections
