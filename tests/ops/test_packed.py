@@ -1,14 +1,10 @@
 """The TPU's form of local attention, against the loop over pixels."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import example, given, settings
-from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from halonet.ops.attention import blocked_local_attention
 from halonet.ops.packed import packed_attention
 from tests.ops import reference
 from tests.ops.test_attention import (
@@ -59,24 +55,3 @@ def test_masks_are_finite_in_the_narrowest_dtype():
     argnums=range(5),
   )(*inputs)
   assert all(jnp.isfinite(g).all() for g in gradients)
-
-
-def test_serves_meshes_of_tpus():
-  inputs, _, options = arrays(case((1, 4, 4, 1, 4), 2, 1))
-
-  def program():
-    return str(
-      jax.make_jaxpr(functools.partial(blocked_local_attention, **options))(
-        *inputs
-      )
-    )
-
-  def mesh(kind):
-    device = AbstractDevice(kind, None, kind.partition(" ")[0].lower())
-    return AbstractMesh((1,), ("x",), abstract_device=device)
-
-  assert "custom_vjp" not in program()
-  with use_abstract_mesh(mesh("cpu")):
-    assert "custom_vjp" not in program()
-  with use_abstract_mesh(mesh("TPU v3")):
-    assert "custom_vjp" in program()
