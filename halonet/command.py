@@ -3,6 +3,7 @@
 import ast
 import logging
 import os
+import pathlib
 import platform
 import signal
 import sys
@@ -67,6 +68,22 @@ def run(main: Callable[[], None]) -> None:
 class _Printed(logging.Handler):
   def emit(self, record):
     print(self.format(record), file=sys.stderr, flush=True)
+
+
+def check_output(flag: str, file: pathlib.Path | None, suffix="") -> None:
+  """Says that a file cannot be written, before there is work to be lost.
+
+  Raises:
+    UsageError: if it is in no folder, is one, or does not end in `suffix`.
+  """
+  if file is None:
+    return
+  if not file.absolute().parent.is_dir():
+    raise UsageError(f"{flag}: there is no folder {file.parent}")
+  if file.is_dir():
+    raise UsageError(f"{flag}: {file} is a folder; name a file in it")
+  if not file.name.endswith(suffix):
+    raise UsageError(f"{flag} is {file}; it must end in {suffix}")
 
 
 def model_fields(words: Sequence[str]) -> dict[str, Any]:

@@ -65,12 +65,8 @@ def main() -> None:
   for name in ("image_size", "batch_size", "rounds"):
     if getattr(arguments, name) <= 0:
       parser.error(f"--{name} must be above 0")
-  for name in ("json", "figure"):
-    file = getattr(arguments, name)
-    if file and (file.is_dir() or not file.absolute().parent.is_dir()):
-      raise UsageError(f"--{name}: {file} cannot be a file")
-  if arguments.figure and arguments.figure.suffix != ".png":
-    raise UsageError(f"--figure: {arguments.figure} must end in .png")
+  command.check_output("--json", arguments.json)
+  command.check_output("--figure", arguments.figure, ".png")
 
   import jax
 

@@ -48,6 +48,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from halonet import command
 from halonet.errors import RunError, UsageError
 
 ROUNDS = 3
@@ -72,6 +73,7 @@ def main() -> None:
   for name in ("image_size", "seconds"):
     if getattr(arguments, name) <= 0:
       parser.error(f"--{name} must be above 0")
+  command.check_output("--json", arguments.json)
 
   cores = len(os.sched_getaffinity(0))
   files, size = read_files(arguments.folder)
@@ -395,6 +397,4 @@ OPERATIONS = {
 
 
 if __name__ == "__main__":
-  from halonet import command
-
   command.run(main)

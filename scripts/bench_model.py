@@ -59,9 +59,7 @@ def main() -> None:
   for name in ("image_size", "batch_size", "rounds", "seconds"):
     if getattr(arguments, name) <= 0:
       parser.error(f"--{name} must be above 0")
-  file = arguments.json
-  if file and (file.is_dir() or not file.absolute().parent.is_dir()):
-    raise UsageError(f"--json: {file} cannot be a file")
+  command.check_output("--json", arguments.json)
   arguments.fields = command.model_fields(rest)
   check(arguments)
   if arguments.peer and f"{arguments.model}_timm" in halonet.list_models():

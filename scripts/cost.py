@@ -78,14 +78,8 @@ def main() -> None:
       raise UsageError(f"unknown argument {word}; see --help")
     if "=" not in word:
       raise UsageError(f"{word}: write {word}=VALUE")
-  for name in ("figure", "json"):
-    file = getattr(arguments, name)
-    if file and not file.absolute().parent.is_dir():
-      raise UsageError(f"--{name}: there is no folder {file.parent}")
-    if file and file.is_dir():
-      raise UsageError(f"--{name}: {file} is a folder; name a file in it")
-  if arguments.figure and arguments.figure.suffix != ".png":
-    raise UsageError(f"--figure is {arguments.figure}; it must end in .png")
+  command.check_output("--figure", arguments.figure, ".png")
+  command.check_output("--json", arguments.json)
   of_a_model = bool(arguments.model or arguments.config)
   for name, default in sizes.items():
     if getattr(arguments, name) is None:

@@ -84,9 +84,7 @@ def main() -> None:
   for field in ("config", "topology"):
     if getattr(arguments, field) is None:
       raise UsageError(f"--{field} is missing; see --help")
-  file = arguments.json
-  if file and not file.absolute().parent.is_dir():
-    raise UsageError(f"--json: there is no folder {file.parent}")
+  command.check_output("--json", arguments.json)
   from halonet.training.config import load_config
 
   config = load_config(arguments.config, overrides)
@@ -112,10 +110,10 @@ def main() -> None:
     words = [w for w in words if not w.startswith("--config.batch_size=")]
     words.append(f"--config.batch_size={batch}")
     print(f"Next: scripts/train.sh {' '.join(words)}, on such a slice")
-  if file:
+  if arguments.json:
     result = {"report": as_json(first), "largest": as_json(best)}
-    file.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"Wrote {file}")
+    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"Wrote {arguments.json}")
 
 
 def compiler(config, topology, step, num_classes=None):

@@ -12,6 +12,4 @@ case " $*" in
   *' --config='* | *' --config '* | *' -h'* | *' --help'*) ;;
   *) set -- --config="$here/configs/digits.py" "$@" ;;
 esac
-# Memory in huge pages, which the C library's malloc must know at its start.
-export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 exec "$here/.venv/bin/python" -m halonet.train "$@"

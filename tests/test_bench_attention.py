@@ -84,7 +84,7 @@ def test_what_would_be_interpreted_is_left_out(bench):
     ("--implementation=cuda", "--implementation: .*cuda"),
     ("--model=resnet50", "--model: resnet50 has no halo attention"),
     ("--model.block_size=0", "--model: block_size is 0"),
-    ("--figure=costs.pdf", "--figure: costs.pdf must end in .png"),
+    ("--figure=costs.pdf", "--figure is costs.pdf; it must end in .png"),
     ("--wrong", "unknown argument --wrong"),
   ],
 )

@@ -73,7 +73,7 @@ def test_a_contender_that_fails_is_said(bench):
     ("--model.block_size=0", "--model: block_size is 0"),
     ("--model.dtype=bfloat16", "has an option of its own for it"),
     ("--wrong", "unknown argument --wrong"),
-    ("--json=nowhere/x.json", "--json: nowhere/x.json cannot be a file"),
+    ("--json=nowhere/x.json", "--json: there is no folder nowhere"),
   ],
 )
 def test_slips(bench, word, message):

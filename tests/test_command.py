@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-  platform.libc_ver()[0] != "glibc", reason="the setting is glibc's"
-)
+from halonet import command
+from halonet.errors import UsageError
 
 SCRIPT = """
 import os, sys
@@ -19,6 +18,9 @@ print(os.getpid(), os.environ["GLIBC_TUNABLES"], *sys.argv[1:])
 """
 
 
+@pytest.mark.skipif(
+  platform.libc_ver()[0] != "glibc", reason="the setting is glibc's"
+)
 @pytest.mark.parametrize("chosen", [None, "glibc.malloc.hugetlb=0"])
 def test_huge_pages_unless_something_else_is_chosen(chosen):
   environment = dict(os.environ)
@@ -36,3 +38,18 @@ def test_huge_pages_unless_something_else_is_chosen(chosen):
   # The same process: who waits for it, or signals it, notices nothing.
   expected = chosen or "glibc.malloc.hugetlb=1"
   assert output == f"{process.pid} {expected} --first=a b --second\n"
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("nowhere/x.png", "--figure: there is no folder .*nowhere"),
+    ("folder.png", "--figure: .*folder.png is a folder"),
+    ("x.pdf", "--figure is .*x.pdf; it must end in .png"),
+  ],
+)
+def test_files_that_cannot_be_written(tmp_path, name, message):
+  (tmp_path / "folder.png").mkdir()
+  with pytest.raises(UsageError, match=message):
+    command.check_output("--figure", tmp_path / name, ".png")
+  command.check_output("--figure", tmp_path / "x.png", ".png")

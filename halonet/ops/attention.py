@@ -220,9 +220,8 @@ def blocked_local_attention_weights(
     raise ValueError(
       f"stride {stride} must divide block_size {block_size} for the weights"
     )
-  logits = folded.folded_logits(
+  queries = folded.extended_queries(
     query,
-    key,
     relative_height,
     relative_width,
     block_size=block_size,
@@ -232,8 +231,9 @@ def blocked_local_attention_weights(
     mask_window=mask_window,
     relative_stride=relative_stride,
   )
-  weights = jnp.exp(logits - logits.max(axis=-2, keepdims=True))
-  weights = jnp.swapaxes(weights / weights.sum(axis=-2, keepdims=True), -1, -2)
+  keys = folded.flat_windows(key, block_size, halo_size)
+  weights, total = folded.softmax_terms(keys, queries)
+  weights = jnp.swapaxes(weights / total, -1, -2)
   side, window = block_size // stride, block_size + 2 * halo_size
   return weights.reshape(*weights.shape[:4], side, side, window, window)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from halonet.ops import blocks, folded
+from halonet.ops import folded
 
 # Images whose tiles stay in a CPU's caches together.
 CHUNK = 2
@@ -85,7 +85,7 @@ def _gradients(options, query, key, value, row_table, col_table, gradient):
 
   # With p = weights/total and y = Σ p·v: dlogits = p · (dy·v − Σ p · dy·v).
   # Nothing of it is rounded to narrower inputs before the end.
-  scaled = _tiles(gradient, side) / total
+  scaled = folded.tiles(gradient, side) / total
   with jax.named_scope("values"):
     dvalues = _with_transposed(weights.astype(value.dtype), scaled)
     dweights = folded.product(values, scaled)
@@ -111,13 +111,6 @@ def _with_transposed(x, y):
   """Batches of `[m, k] · [n, k]ᵀ`, summed in float32 at least."""
   wide = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
   return jnp.einsum("...mk,...nk->...mn", x, y, preferred_element_type=wide)
-
-
-def _tiles(x, side):
-  """The inverse of `folded.merged`; what completes the blocks is zero."""
-  x = blocks.split_blocks(blocks.pad_to_blocks(x, side), side)
-  x = jnp.moveaxis(x, (5, 6), (3, 4))
-  return x.reshape(*x.shape[:5], side**2)
 
 
 def _chunks(*maps):

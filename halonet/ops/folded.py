@@ -60,13 +60,6 @@ def folded_attention(
   return merged(output, height, width, block_size, stride)
 
 
-def folded_logits(query, key, relative_height, relative_width, **options):
-  """Logits `[batch, rows, columns, heads, window², side²]`."""
-  queries = extended_queries(query, relative_height, relative_width, **options)
-  keys = flat_windows(key, options["block_size"], options["halo_size"])
-  return _logits(keys, queries)
-
-
 def softmax_terms(keys, queries):
   """Numerators and denominators of the softmax over the keys.
 
@@ -77,7 +70,15 @@ def softmax_terms(keys, queries):
   Returns:
     `[..., window², side²]` and `[..., 1, side²]`, at least float32.
   """
-  logits = _logits(keys, queries)
+  window = (queries.shape[-2] - keys.shape[-1]) // 2
+  row, col = np.divmod(np.arange(window**2), window)
+  one_hot = np.concatenate([np.eye(window)[row], np.eye(window)[col]], axis=1)
+  one_hot = jnp.broadcast_to(
+    jnp.asarray(one_hot, keys.dtype), (*keys.shape[:-1], 2 * window)
+  )
+  keys = jnp.concatenate([keys, one_hot], axis=-1)
+  with jax.named_scope("logits"):
+    logits = product(keys, queries)
   with jax.named_scope("softmax"):
     maximum = lax.stop_gradient(logits.max(axis=-2, keepdims=True))
     weights = jnp.exp(logits - maximum)
@@ -98,18 +99,6 @@ def transposed(x):
   is a copy that need not be.
   """
   return lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
-
-
-def _logits(keys, queries):
-  window = (queries.shape[-2] - keys.shape[-1]) // 2
-  row, col = np.divmod(np.arange(window**2), window)
-  one_hot = np.concatenate([np.eye(window)[row], np.eye(window)[col]], axis=1)
-  one_hot = jnp.broadcast_to(
-    jnp.asarray(one_hot, keys.dtype), (*keys.shape[:-1], 2 * window)
-  )
-  keys = jnp.concatenate([keys, one_hot], axis=-1)
-  with jax.named_scope("logits"):
-    return product(keys, queries)
 
 
 def extended_queries(
@@ -187,3 +176,10 @@ def merged(x, height, width, block_size, stride):
   x = x.reshape(*x.shape[:5], side, side)
   x = blocks.merge_blocks(jnp.moveaxis(x, (3, 4), (5, 6)))
   return x[:, : -(-height // stride), : -(-width // stride)]
+
+
+def tiles(x, side):
+  """The inverse of `merged`; what completes the blocks is zero."""
+  x = blocks.split_blocks(blocks.pad_to_blocks(x, side), side)
+  x = jnp.moveaxis(x, (5, 6), (3, 4))
+  return x.reshape(*x.shape[:5], side**2)

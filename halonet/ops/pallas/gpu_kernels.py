@@ -166,6 +166,17 @@ class _Block:
       logits = jnp.where(number < keys, logits, -jnp.inf)
     return logits
 
+  def differentiate(self, query, key, value, saved, chunk):
+    """Weights of a tile of queries and a chunk of keys, and logits' gradients.
+
+    `saved` is from `load_gradients`.
+    """
+    gradient, sums, means = saved
+    weights = jnp.exp2(self.logits(query, key, chunk) - sums[:, None])
+    dweights = self.product(gradient, value, (1, 1))
+    dlogits = weights * (dweights - means[:, None])
+    return weights.astype(value.dtype), dlogits.astype(key.dtype)
+
   def product(self, x, y, contract):
     """A matrix product over one axis of each, accumulated in float32."""
     return lax.dot_general(
@@ -261,17 +272,13 @@ def query_gradient_kernel(
   """Gradients of a tile of extended queries."""
   block, tile = _Block.current(geometry, layout), pl.program_id(0)
   query = block.load_queries(queries_ref, tile, layout.query_width)
-  gradient, sums, means = block.load_gradients(
-    gradient_ref, sums_ref, means_ref, tile
-  )
+  saved = block.load_gradients(gradient_ref, sums_ref, means_ref, tile)
 
   def add(chunk, dquery):
     key = block.load_keys(key_ref, chunk)
     value = block.load_values(value_ref, chunk)
-    weights = jnp.exp2(block.logits(query, key, chunk) - sums[:, None])
-    dweights = block.product(gradient, value, (1, 1))
-    dlogits = weights * (dweights - means[:, None])
-    return dquery + block.product(dlogits.astype(key.dtype), key, (1, 0))
+    _, dlogits = block.differentiate(query, key, value, saved, chunk)
+    return dquery + block.product(dlogits, key, (1, 0))
 
   dquery = jnp.zeros(query.shape, jnp.float32)
   dquery = lax.fori_loop(0, layout.chunks, add, dquery)
@@ -300,18 +307,14 @@ def key_gradient_kernel(
   def add(tile, carry):
     dkey, dvalue = carry
     query = block.load_queries(queries_ref, tile, layout.query_width)
-    gradient, sums, means = block.load_gradients(
-      gradient_ref, sums_ref, means_ref, tile
-    )
-    weights = jnp.exp2(block.logits(query, key, chunk) - sums[:, None])
-    dweights = block.product(gradient, value, (1, 1))
-    dlogits = (weights * (dweights - means[:, None])).astype(key.dtype)
+    saved = block.load_gradients(gradient_ref, sums_ref, means_ref, tile)
+    weights, dlogits = block.differentiate(query, key, value, saved, chunk)
     # One-hot vectors have no gradient: of the queries, their own channels are
     # enough, and what lies in the lanes behind these is not stored.
     query = block.load_queries(queries_ref, tile, layout.key_width)
     return (
       dkey + block.product(dlogits, query, (0, 0)),
-      dvalue + block.product(weights.astype(gradient.dtype), gradient, (0, 0)),
+      dvalue + block.product(weights, saved[0], (0, 0)),
     )
 
   dkey, dvalue = lax.fori_loop(
