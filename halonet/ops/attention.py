@@ -7,7 +7,8 @@ the block and a halo around it,
   y_ij = Σ_ab softmax_ab(q_ij · k_ab + q_ij · r_(a−i, b−j)) v_ab.
 
 Several implementations compute it, each best somewhere; `halonet.ops.choice`
-says which.
+says which. `per_pixel_attention` is the operator of SASA (arXiv:1906.05909),
+where every query has a neighbourhood of its own.
 """
 
 import jax
@@ -15,8 +16,15 @@ import jax.numpy as jnp
 from jax import nn
 from jaxtyping import Array, Float
 
-from halonet.ops import choice, folded, relative
+from halonet.ops import checks, choice, folded, per_pixel
 from halonet.ops.pallas.geometry import Geometry
+
+PER_PIXEL_IMPLEMENTATIONS = ("auto", "direct", "blocked")
+
+# Of the blocks in which per-pixel attention is computed. The kernels are made
+# for it, and the share of masked keys is about the least: a window of 7 is a
+# quarter of a neighbourhood of 14 × 14.
+_PER_PIXEL_BLOCK = 8
 
 
 def blocked_local_attention(
@@ -80,7 +88,7 @@ def blocked_local_attention(
     ValueError: if a size is out of range or the shapes do not fit, or if
       kernels are asked for and cannot serve them.
   """
-  _check(
+  checks.check_blocked(
     query,
     key,
     value,
@@ -115,23 +123,132 @@ def blocked_local_attention(
     )
     return output[:, ::stride, ::stride]
 
-  batch, height, width, heads, head_dim = query.shape
+  return _blocked(
+    query,
+    key,
+    value,
+    relative_height,
+    relative_width,
+    implementation,
+    block_size=block_size,
+    halo_size=halo_size,
+    stride=stride,
+    mask_padding=mask_padding,
+    reach=(halo_size, halo_size) if mask_window else None,
+    relative_stride=relative_stride or stride,
+  )
+
+
+def _blocked(query, key, value, row_table, col_table, implementation, **fields):
+  _, height, width, heads, head_dim = query.shape
   geometry = Geometry(
     height=height,
     width=width,
     heads=heads,
     head_dim=head_dim,
     value_dim=value.shape[-1],
-    block_size=block_size,
-    halo_size=halo_size,
-    stride=stride,
-    mask_padding=mask_padding,
-    mask_window=mask_window,
-    relative_stride=relative_stride or stride,
+    **fields,
   )
   dtypes = tuple(x.dtype for x in (query, key, value))
-  _, attend = choice.choose(implementation, geometry, batch, dtypes)
-  return attend(query, key, value, relative_height, relative_width)
+  _, attend = choice.choose(implementation, geometry, query.shape[0], dtypes)
+  return attend(query, key, value, row_table, col_table)
+
+
+def per_pixel_attention(
+  query: Float[Array, "b h w heads d"],
+  key: Float[Array, "b h w heads d"] | None,
+  value: Float[Array, "b h w heads dv"],
+  relative_height: Float[Array, "window dh"] | None = None,
+  relative_width: Float[Array, "window dw"] | None = None,
+  *,
+  window_size: int,
+  mask_padding: bool = True,
+  implementation: str = "auto",
+) -> Float[Array, "b h w heads dv"]:
+  """Local self-attention of every pixel to the window around it (SASA, eq. 3).
+
+  Unlike in `blocked_local_attention`, no two queries share their keys, and a
+  map that moves by a pixel has its result move by a pixel, but for the border.
+  The logits are not scaled here.
+
+  Args:
+    query: `[batch, height, width, heads, head_dim]`.
+    key: the same shape as `query`; None: logits come from the positions alone
+      (SASA, table 6).
+    value: `[batch, height, width, heads, value_dim]`.
+    relative_height: embeddings of the row offsets `key − query`, in pixels,
+      from `−⌊(window_size − 1)/2⌋` upwards: `[window_size, d_h]`. They meet the
+      first `d_h` channels of the query. None, as well as `relative_width`:
+      logits come from the keys alone.
+    relative_width: the same for column offsets, `[window_size, d_w]`; they meet
+      the last `d_w` channels. The paper's form has a row half beside a column
+      half, `d_h = d_w = head_dim / 2`.
+    window_size: side of the window in pixels, at least 1 (k). An even one
+      reaches a pixel farther to the right and to the bottom.
+    mask_padding: whether keys beyond the border are left out of the softmax.
+      If not, they take part as zero vectors, with their relative logit.
+    implementation: "direct", by shifts of the map (`halonet.ops.per_pixel`):
+      the least memory, and no more work than the windows hold; "blocked", by
+      `blocked_local_attention` with all keys outside of the window masked,
+      which computes more, but in products that chips are fast at; or "auto",
+      which is "blocked".
+
+  Returns:
+    `[batch, height, width, heads, value_dim]` in the dtype of `value`. Logits
+    and softmax are float32 for narrower inputs.
+
+  Raises:
+    ValueError: if a size is out of range or the shapes do not fit.
+  """
+  if window_size < 1:
+    raise ValueError(f"window_size is {window_size}; it must be at least 1")
+  if implementation not in PER_PIXEL_IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation is {implementation!r}; it must be one of"
+      f" {', '.join(PER_PIXEL_IMPLEMENTATIONS)}"
+    )
+  if key is None:
+    key = jnp.zeros_like(query)
+  if (relative_height is None) != (relative_width is None):
+    raise ValueError(
+      "relative_height and relative_width must both be given, or neither"
+    )
+  if relative_height is None or relative_width is None:
+    relative_height = relative_width = jnp.zeros((window_size, 1), query.dtype)
+  tables = relative_height, relative_width
+  checks.check_arrays(query, key, value)
+  asked = f"window_size {window_size} asks for {window_size} rows"
+  checks.check_tables(query, *tables, window_size, asked)
+  if implementation == "direct":
+    return per_pixel.per_pixel_attention(
+      query,
+      key,
+      value,
+      *tables,
+      window_size=window_size,
+      mask_padding=mask_padding,
+    )
+  before, after = per_pixel.reach(window_size)
+  # The block's tables have rows for the offsets of all its keys. Those outside
+  # of the window are masked.
+  first = _PER_PIXEL_BLOCK - 1 + after
+  tables = tuple(
+    jnp.pad(table, ((first - before, first - after), (0, 0)))
+    for table in tables
+  )
+  return _blocked(
+    query,
+    key,
+    value,
+    *tables,
+    "auto",
+    block_size=_PER_PIXEL_BLOCK,
+    halo_size=after,
+    stride=1,
+    mask_padding=mask_padding,
+    reach=(before, after),
+    relative_stride=1,
+  )
 
 
 def global_attention(
@@ -206,7 +323,7 @@ def blocked_local_attention_weights(
   Raises:
     ValueError: if a size is out of range or the shapes do not fit.
   """
-  _check(
+  checks.check_blocked(
     query,
     key,
     key,
@@ -228,7 +345,7 @@ def blocked_local_attention_weights(
     halo_size=halo_size,
     stride=stride,
     mask_padding=mask_padding,
-    mask_window=mask_window,
+    reach=(halo_size, halo_size) if mask_window else None,
     relative_stride=relative_stride,
   )
   keys = folded.flat_windows(key, block_size, halo_size)
@@ -236,46 +353,3 @@ def blocked_local_attention_weights(
   weights = jnp.swapaxes(weights / total, -1, -2)
   side, window = block_size // stride, block_size + 2 * halo_size
   return weights.reshape(*weights.shape[:4], side, side, window, window)
-
-
-def _check(
-  query,
-  key,
-  value,
-  relative_height,
-  relative_width,
-  block_size,
-  halo_size,
-  stride,
-):
-  if block_size < 1:
-    raise ValueError(f"block_size is {block_size}; it must be at least 1")
-  if halo_size < 0:
-    raise ValueError(f"halo_size is {halo_size}; it must be at least 0")
-  if stride < 1:
-    raise ValueError(f"stride is {stride}; it must be at least 1")
-  if query.ndim != 5:
-    raise ValueError(
-      "query must be [batch, height, width, heads, head_dim], not"
-      f" {list(query.shape)}"
-    )
-  if key.shape != query.shape or value.shape[:-1] != query.shape[:-1]:
-    raise ValueError(
-      f"query {query.shape}, key {key.shape} and value {value.shape} must"
-      " agree in all but the last axis of value"
-    )
-  offsets = relative.num_offsets(block_size, halo_size)
-  for name, table in (
-    ("relative_height", relative_height),
-    ("relative_width", relative_width),
-  ):
-    if table.ndim != 2 or table.shape[0] != offsets:
-      raise ValueError(
-        f"{name} has shape {table.shape}; block_size {block_size} and halo_size"
-        f" {halo_size} ask for 2·(block_size + halo_size) − 1 = {offsets} rows"
-      )
-    if table.shape[1] > query.shape[-1]:
-      raise ValueError(
-        f"{name} is {table.shape[1]} wide, wider than head_dim"
-        f" {query.shape[-1]}"
-      )

@@ -157,7 +157,7 @@ def _xla(name, geometry):
       "halo_size",
       "stride",
       "mask_padding",
-      "mask_window",
+      "reach",
       "relative_stride",
     )
   }

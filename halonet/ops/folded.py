@@ -110,7 +110,7 @@ def extended_queries(
   halo_size,
   stride,
   mask_padding,
-  mask_window,
+  reach,
   relative_stride,
 ):
   """Queries beside their row and their column logits, with the masks in these.
@@ -148,10 +148,11 @@ def extended_queries(
         valid_rows[:, None, None, :, None, None], 0, masked
       )
       col_logits += jnp.where(valid_cols[:, None, :, None, None], 0, masked)
-    if mask_window:
+    if reach is not None:
       offset = np.arange(window)[:, None] - halo_size
       offset = offset - np.arange(0, block_size, stride)
-      far = np.abs(offset) > halo_size  # [window, side]
+      before, after = reach
+      far = (offset < -before) | (offset > after)  # [window, side]
       row_logits += jnp.where(far[:, :, None], masked, 0)
       col_logits += jnp.where(far[:, None, :], masked, 0)
   query = jnp.concatenate([query, row_logits, col_logits], axis=-3)

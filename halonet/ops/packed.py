@@ -48,13 +48,14 @@ def packed_attention(
   halo_size: int,
   stride: int = 1,
   mask_padding: bool = True,
-  mask_window: bool = False,
+  reach: tuple[int, int] | None = None,
   relative_stride: int | None = None,
 ) -> Float[Array, "b oh ow heads dv"]:
   """What `halonet.ops.attention.blocked_local_attention` computes.
 
   Arguments and result as there; they are not checked, and `stride` must divide
-  `block_size`. It has a reverse-mode gradient of its own, and no forward mode.
+  `block_size`; `reach` is that of `halonet.ops.pallas.geometry.Geometry`. There
+  is a reverse-mode gradient of its own, and no forward mode.
   """
   height, width, heads, dim = query.shape[1:]
   value_dim = value.shape[-1]
@@ -105,7 +106,7 @@ def packed_attention(
       halo_size=halo_size,
       stride=stride,
       mask_padding=mask_padding,
-      mask_window=mask_window,
+      reach=reach,
       dtype=dtype,
     )
 
@@ -273,7 +274,7 @@ def _masks(
   halo_size,
   stride,
   mask_padding,
-  mask_window,
+  reach,
   dtype,
 ):
   """What is added to queries, `[rows, columns, queries, lanes]`.
@@ -293,9 +294,11 @@ def _masks(
   border[..., window : window + window_cols] = ~cols[:, None]
   number = jnp.asarray(masked, dtype)
   terms = jnp.where(border, number, 0)
-  if mask_window:
+  if reach is not None:
     place = np.arange(0, block_size, stride)
-    far = np.abs(np.arange(window) - halo_size - place[:, None]) > halo_size
+    before, after = reach
+    offset = np.arange(window) - halo_size - place[:, None]
+    far = (offset < -before) | (offset > after)
     row, col = np.divmod(np.arange(len(place) ** 2), len(place))
     outside = np.zeros((len(row), lanes), bool)
     outside[:, :window] = far[row]

@@ -1,4 +1,4 @@
-"""Blocked local attention once more: a float64 loop over pixels, by hand.
+"""Local attention once more: float64 loops over pixels, by hand.
 
 Written from the paper's formula and from nothing in `halonet.ops`: no blocks
 are cut, no map is padded; every query finds its neighbourhood by index.
@@ -79,3 +79,68 @@ def blocked_local_attention(
     np.add.at(gradients[3], offset[0], dk[:, :width_h])
     np.add.at(gradients[4], offset[1], dk[:, len(q) - width_w :])
   return output if output_gradient is None else gradients
+
+
+def per_pixel_attention(
+  query,
+  key,
+  value,
+  relative_height=None,
+  relative_width=None,
+  *,
+  window_size,
+  mask_padding=True,
+  output_gradient=None,
+):
+  """Returns the output, or the gradients of what is given, for one of it."""
+  given = query, key, value, relative_height, relative_width
+  inputs = [None if x is None else np.asarray(x, np.float64) for x in given]
+  query, key, value, rows, cols = inputs
+  gradients = [None if x is None else np.zeros_like(x) for x in inputs]
+  batch, height, width, heads, dim = query.shape
+  output = np.zeros(value.shape)
+  first = -((window_size - 1) // 2)
+  offsets = range(first, first + window_size)
+  for n, y, x, head in np.ndindex(batch, height, width, heads):
+    q = query[n, y, x, head]
+    seen = []  # Of each key: its offsets, its place if on the map, its vector.
+    for dy in offsets:
+      for dx in offsets:
+        place = (n, y + dy, x + dx, head)
+        inside = 0 <= y + dy < height and 0 <= x + dx < width
+        if not inside and mask_padding:
+          continue
+        vector = np.zeros(dim)
+        if key is not None and inside:
+          vector = vector + key[place]
+        if rows is not None:
+          vector[: rows.shape[1]] += rows[dy - first]
+          vector[dim - cols.shape[1] :] += cols[dx - first]
+        seen.append((dy - first, dx - first, place if inside else None, vector))
+    logits = np.array([q @ vector for *_, vector in seen])
+    weights = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    nothing = np.zeros(value.shape[-1])
+    values = np.array(
+      [nothing if place is None else value[place] for _, _, place, _ in seen]
+    )
+    output[n, y, x, head] = weights @ values
+    if output_gradient is None:
+      continue
+    g = np.asarray(output_gradient[n, y, x, head], np.float64)
+    dweights = values @ g
+    dlogits = weights * (dweights - weights @ dweights)
+    for dlogit, weight, (dy, dx, place, vector) in zip(
+      dlogits, weights, seen, strict=True
+    ):
+      gradients[0][n, y, x, head] += dlogit * vector
+      if place is not None:
+        gradients[2][place] += weight * g
+        if key is not None:
+          gradients[1][place] += dlogit * q
+      if rows is not None:
+        gradients[3][dy] += dlogit * q[: rows.shape[1]]
+        gradients[4][dx] += dlogit * q[dim - cols.shape[1] :]
+  if output_gradient is None:
+    return output
+  return [x for x in gradients if x is not None]

@@ -39,7 +39,7 @@ def layer(**sizes):
       stride=1,
       relative_stride=1,
       mask_padding=True,
-      mask_window=False,
+      reach=None,
     )
     | sizes
   )

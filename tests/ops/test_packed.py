@@ -1,11 +1,13 @@
 """The TPU's form of local attention, against the loop over pixels."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import example, given, settings
 
-from halonet.ops.packed import packed_attention
+from halonet.ops.attention import blocked_local_attention
 from tests.ops import reference
 from tests.ops.test_attention import (
   arrays,
@@ -13,6 +15,10 @@ from tests.ops.test_attention import (
   cases,
   check,
   relative_error,
+)
+
+packed_attention = functools.partial(
+  blocked_local_attention, implementation="xla_packed"
 )
 
 

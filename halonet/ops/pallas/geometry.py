@@ -32,7 +32,8 @@ class Geometry:
     stride: between queries; divides `block_size`.
     relative_stride: between queries as relative offsets count them.
     mask_padding: whether keys beyond the border are left out.
-    mask_window: whether keys farther than `halo_size` are left out.
+    reach: how far before and after itself a query sees keys, in pixels along
+      each axis; the others are left out. None: it sees the neighbourhood.
     strips: into which an image is cut from top to bottom, each of as many rows
       of blocks, so that one fits in vector memory. They come with their halo.
   """
@@ -47,7 +48,7 @@ class Geometry:
   stride: int
   relative_stride: int
   mask_padding: bool
-  mask_window: bool
+  reach: tuple[int, int] | None
   strips: int = 1
 
   @property

@@ -68,7 +68,7 @@ def local_attention(
     halo_size=geometry.halo_size,
     stride=geometry.stride,
     mask_padding=geometry.mask_padding,
-    mask_window=geometry.mask_window,
+    reach=geometry.reach,
     relative_stride=geometry.relative_stride,
   )
   attention = functools.partial(_attention, geometry, interpret)

@@ -52,9 +52,10 @@ def position_logits(
     if geometry.mask_padding:
       pixel = place + (block * geometry.block_size - geometry.halo_size)
       hidden |= (pixel < 0) | (pixel >= length)
-    if geometry.mask_window:
+    if geometry.reach is not None:
+      before, after = geometry.reach
       offset = place - geometry.halo_size - lanes[2 + axis : 3 + axis]
-      hidden |= jnp.abs(offset) > geometry.halo_size
+      hidden |= (offset < -before) | (offset > after)
     terms.append(jnp.where(hidden, MASKED, term))
   return terms[0], terms[1]
 

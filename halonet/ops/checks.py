@@ -1,0 +1,58 @@
+"""What attention asks of its arguments, in words for who gave them."""
+
+from halonet.ops import relative
+
+
+def check_blocked(
+  query,
+  key,
+  value,
+  relative_height,
+  relative_width,
+  block_size,
+  halo_size,
+  stride,
+):
+  """Raises ValueError unless `blocked_local_attention` can take these."""
+  if block_size < 1:
+    raise ValueError(f"block_size is {block_size}; it must be at least 1")
+  if halo_size < 0:
+    raise ValueError(f"halo_size is {halo_size}; it must be at least 0")
+  if stride < 1:
+    raise ValueError(f"stride is {stride}; it must be at least 1")
+  check_arrays(query, key, value)
+  offsets = relative.num_offsets(block_size, halo_size)
+  asked = (
+    f"block_size {block_size} and halo_size {halo_size} ask for 2·(block_size +"
+    f" halo_size) − 1 = {offsets} rows"
+  )
+  check_tables(query, relative_height, relative_width, offsets, asked)
+
+
+def check_arrays(query, key, value):
+  """Raises ValueError unless the maps fit together."""
+  if query.ndim != 5:
+    raise ValueError(
+      "query must be [batch, height, width, heads, head_dim], not"
+      f" {list(query.shape)}"
+    )
+  if key.shape != query.shape or value.shape[:-1] != query.shape[:-1]:
+    raise ValueError(
+      f"query {query.shape}, key {key.shape} and value {value.shape} must"
+      " agree in all but the last axis of value"
+    )
+
+
+def check_tables(query, relative_height, relative_width, rows, asked):
+  """Raises ValueError, which ends in `asked`, unless tables have `rows`."""
+  for name, table in (
+    ("relative_height", relative_height),
+    ("relative_width", relative_width),
+  ):
+    if table.ndim != 2 or table.shape[0] != rows:
+      raise ValueError(f"{name} has shape {table.shape}; {asked}")
+    if table.shape[1] > query.shape[-1]:
+      raise ValueError(
+        f"{name} is {table.shape[1]} wide, wider than head_dim"
+        f" {query.shape[-1]}"
+      )

@@ -1,0 +1,213 @@
+"""Per-pixel local attention against a float64 loop over pixels."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from halonet.ops.attention import blocked_local_attention, per_pixel_attention
+from tests.ops import reference
+from tests.ops.test_attention import relative_error, value_and_gradients
+
+IMPLEMENTATIONS = ["direct", "blocked"]
+
+
+def case(shape, window_size, **overrides):
+  return dict(
+    shape=shape,
+    window_size=window_size,
+    value_dim=3,
+    relative_dims=(shape[-1] // 2,) * 2,
+    content=True,
+    mask_padding=True,
+    seed=0,
+  ) | dict(overrides)
+
+
+@st.composite
+def cases(draw):
+  """Shapes and options; the arrays follow from the seed."""
+  dim = draw(st.sampled_from([2, 4]))
+  sizes = (1, 2), (1, 11), (1, 11), (1, 3)  # Maps of one block and of four.
+  return case(
+    (*(draw(st.integers(*size)) for size in sizes), dim),
+    draw(st.integers(1, 8)),
+    value_dim=draw(st.integers(1, 5)),
+    relative_dims=draw(
+      st.sampled_from([(dim // 2, dim // 2), (dim, dim), (1, dim - 1), None])
+    ),
+    content=draw(st.sampled_from([True, True, False])),
+    mask_padding=draw(st.booleans()),
+    seed=draw(st.integers(0, 2**16)),
+  )
+
+
+def arrays(case):
+  """What there is of the five arrays, an output gradient, and the options."""
+  rng = np.random.default_rng(case["seed"])
+  *spatial, dim = case["shape"]
+  window_size = case["window_size"]
+  shapes = dict(query=(*spatial, dim), value=(*spatial, case["value_dim"]))
+  if case["content"]:
+    shapes["key"] = shapes["query"]
+  if case["relative_dims"]:
+    for axis, width in zip(
+      ("height", "width"), case["relative_dims"], strict=True
+    ):
+      shapes[f"relative_{axis}"] = window_size, width
+  names = ("query", "key", "value", "relative_height", "relative_width")
+  inputs = {
+    name: jnp.asarray(rng.normal(size=shapes[name]), jnp.float32)
+    for name in names
+    if name in shapes
+  }
+  options = dict(window_size=window_size, mask_padding=case["mask_padding"])
+  return inputs, rng.normal(size=shapes["value"]).astype(np.float32), options
+
+
+def attend(names, options, implementation, *inputs):
+  given = dict(key=None) | dict(zip(names, inputs, strict=True))
+  return per_pixel_attention(**given, **options, implementation=implementation)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@given(case=cases())
+@example(case=case((1, 9, 10, 2, 4), 7))
+@example(case=case((1, 9, 10, 2, 4), 4))  # Of even size: which side is longer.
+@example(case=case((1, 3, 2, 1, 4), 8, mask_padding=False))  # Larger than all.
+@example(case=case((1, 5, 9, 1, 4), 3, content=False))
+@example(case=case((1, 5, 9, 1, 4), 3, relative_dims=None))
+@example(case=case((1, 5, 9, 1, 4), 3, content=False, relative_dims=None))
+@example(case=case((2, 1, 1, 1, 4), 1))
+@settings(max_examples=8)
+def test_matches_the_loop(implementation, case):
+  inputs, output_gradient, options = arrays(case)
+  attention = functools.partial(attend, list(inputs), options, implementation)
+  output, gradients = value_and_gradients(
+    attention, inputs.values(), output_gradient
+  )
+  given = dict(key=None) | inputs | options
+  assert relative_error(output, reference.per_pixel_attention(**given)) <= 1e-5
+  expected = reference.per_pixel_attention(
+    **given, output_gradient=output_gradient
+  )
+  # Relative to the largest of all: some are zero but for rounding.
+  scale = max(np.abs(gradient).max() for gradient in expected)
+  for actual, wanted in zip(gradients, expected, strict=True):
+    assert np.abs(actual - wanted).max() <= 1e-5 * max(scale, 1e-3)
+
+
+def test_is_the_masked_window_of_blocks_of_any_size():
+  inputs, _, options = arrays(case((1, 9, 7, 2, 4), 5))
+  rows, cols = inputs.pop("relative_height"), inputs.pop("relative_width")
+  expected = reference.per_pixel_attention(
+    **inputs, relative_height=rows, relative_width=cols, **options
+  )
+  for block_size in (1, 3, 8):
+    tables = (jnp.pad(x, ((block_size - 1,) * 2, (0, 0))) for x in (rows, cols))
+    output = blocked_local_attention(
+      *inputs.values(),
+      *tables,
+      block_size=block_size,
+      halo_size=2,
+      mask_window=True,
+    )
+    assert relative_error(output, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("window_size", [4, 5])
+def test_moves_with_the_map(implementation, window_size):
+  """By any number of pixels: away from the border nothing else changes."""
+  inputs, _, options = arrays(case((1, 20, 19, 2, 4), window_size))
+  attention = functools.partial(attend, list(inputs), options, implementation)
+  output = attention(*inputs.values())
+  inner = slice(window_size, -window_size)
+  for move in ((1, 0), (0, 1), (3, -2)):
+    moved = [
+      jnp.roll(x, move, axis=(1, 2)) if x.ndim == 5 else x
+      for x in inputs.values()
+    ]
+    wanted = jnp.roll(output, move, axis=(1, 2))
+    np.testing.assert_allclose(
+      attention(*moved)[:, inner, inner], wanted[:, inner, inner], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_bfloat16_is_within_its_precision(implementation):
+  inputs, _, options = arrays(case((1, 9, 7, 2, 16), 5))
+  inputs = {name: x.astype(jnp.bfloat16) for name, x in inputs.items()}
+  inputs["query"] *= 0.25
+  output = per_pixel_attention(
+    **inputs, **options, implementation=implementation
+  )
+  assert output.dtype == jnp.bfloat16
+  expected = reference.per_pixel_attention(**inputs, **options)
+  assert relative_error(output, expected) <= 8 * 2**-9
+
+
+def gathered(query, key, value, rows, cols):
+  """With all windows in memory."""
+  heads, size = query.shape[3], rows.shape[0]
+
+  def windows(x):
+    axes = ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated_patches(
+      x.reshape(*x.shape[:3], -1),
+      (size, size),
+      (1, 1),
+      "SAME",
+      dimension_numbers=axes,
+    )
+    return x.reshape(*x.shape[:3], heads, -1, size, size)
+
+  half = rows.shape[1]
+  logits = jnp.einsum("byxnd,byxndij->byxnij", query, windows(key))
+  row_logits = jnp.einsum("byxnd,id->byxni", query[..., :half], rows)
+  col_logits = jnp.einsum("byxnd,jd->byxnj", query[..., half:], cols)
+  logits += row_logits[..., None] + col_logits[..., None, :]
+  weights = jax.nn.softmax(logits, axis=(-2, -1))
+  return jnp.einsum("byxnij,byxndij->byxnd", weights, windows(value))
+
+
+@pytest.mark.parametrize("window_size", [7, 11])
+def test_direct_needs_a_quarter_of_what_all_windows_do(window_size):
+  """Forwards and backwards, of the memory that XLA plans with."""
+  direct = functools.partial(
+    per_pixel_attention,
+    window_size=window_size,
+    mask_padding=False,
+    implementation="direct",
+  )
+  shapes = [(1, 28, 28, 4, 8)] * 3 + [(window_size, 4)] * 2
+  shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+
+  def gradients(attention):
+    return jax.grad(lambda *x: (attention(*x) ** 2).sum(), argnums=range(5))
+
+  for change in (lambda attention: attention, gradients):
+    needs = [
+      jax.jit(change(attention)).lower(*shapes).compile().memory_analysis()
+      for attention in (gathered, direct)
+    ]
+    assert needs[1].temp_size_in_bytes <= needs[0].temp_size_in_bytes / 4
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    (dict(window_size=0), "window_size is 0; it must be at least 1"),
+    (dict(window_size=5), "window_size 5 asks for 5 rows"),
+    (dict(relative_width=None), "must both be given, or neither"),
+    (dict(implementation="xla"), "one of auto, direct, blocked"),
+  ],
+)
+def test_impossible_arguments_are_named(changes, words):
+  inputs, _, options = arrays(case((1, 4, 4, 1, 4), 3))
+  with pytest.raises(ValueError, match=words):
+    per_pixel_attention(**inputs | options | changes)
