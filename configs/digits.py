@@ -1,4 +1,4 @@
-"""A small HaloNet on scikit-learn's handwritten digits, embedded.
+r"""A small HaloNet on scikit-learn's handwritten digits, embedded.
 
   scripts/train.sh
 
@@ -6,6 +6,12 @@ Test accuracy with seed 0, of 450 images: 0.9911 by the attention's
 implementation xla_chunked, which a CPU takes, 0.9889 by xla and 0.9867 by
 xla_packed (--config.model.attention_implementation=xla); in two and a half
 minutes on two CPU cores, installation included.
+
+  scripts/train.sh --workdir=runs/digits_sasa \
+    --config.model.name=sasa_resnet26 --config.model.window_size=3
+
+is the same with a narrow SASA, whose windows of 3×3 pixels are the nearest to
+the 4×4 that queries of the HaloNet see. Test accuracy: not yet measured.
 """
 
 import ml_collections

@@ -170,13 +170,18 @@ def test_the_configs():
   path = ROOT / "configs" / "sweeps" / "window.py"
   text = path.read_text()
   assert "halonet" not in re.findall(r"^(?:import|from) (\w+)", text, re.M)
-  for variant in ("", ":digits", ":imagenet"):
+  for variant, field, points in (
+    ("", "block_size", 4),
+    (":digits", "block_size", 4),
+    (":imagenet", "block_size", 36),
+    (":sasa", "window_size", 3),
+    (":sasa_imagenet", "window_size", 5),
+  ):
     sweep = read_sweep(f"configs/sweeps/window.py{variant}")
+    assert len(sweep.points()) == points
     for point in sweep.points():
-      assert sweep.config(point).model.block_size == int(
-        point.values["model.block_size"]
-      )
-  assert len(sweep.points()) == 36
+      value = sweep.config(point).model[field]
+      assert value == int(point.values[f"model.{field}"])
 
 
 @pytest.mark.slow

@@ -16,6 +16,11 @@ the recipe of the paper's figure: HaloNet-50 of its table 3, blocks of 4, 8 and
 TPU VM of one host trains one of the 36 trials at a time; the same command on
 more of them shares them.
 
+  python scripts/sweep.py --config=configs/sweeps/window.py:sasa
+
+is the question of SASA's table 4, on the digits: windows of 3, 5 and 7 pixels
+around each one (not yet run), and sasa_imagenet its table, at 224. Not yet run.
+
 A sweep's file holds
   base    the config that is trained, as --config of scripts/train.sh takes it
   set     fields of it that have another value in all trials
@@ -43,6 +48,24 @@ _WINDOW = {
     set={"steps": "90 epochs", "batch_size": 1024, "accumulation_steps": 4},
     grid={"model.block_size": (4, 8, 16), "model.halo_size": (0, 1, 2, 4)},
     seeds=(0, 1, 2),
+  ),
+  "sasa": dict(
+    base="configs/digits.py",
+    set={
+      "model.name": "sasa_resnet26",
+      "steps": 150,
+      "eval_every": 150,
+      "checkpoint_every": 50,
+      "log_every": 25,
+    },
+    grid={"model.window_size": (3, 5, 7)},
+    seeds=(0,),
+  ),
+  "sasa_imagenet": dict(
+    base="configs/imagenet/sasa.py:sasa_resnet50",
+    set={},
+    grid={"model.window_size": (3, 5, 7, 9, 11)},
+    seeds=(0,),
   ),
 }
 VARIANTS = tuple(_WINDOW)

@@ -22,6 +22,11 @@ from halonet.cost import counted
 from halonet.models.layers import GlobalAttention, HaloAttention, Projection
 from halonet.models.network import Network
 from halonet.models.normalization import BatchNorm
+from halonet.models.per_pixel import (
+  AttentionStem,
+  MixedValues,
+  PerPixelAttention,
+)
 from halonet.models.spec import NetworkSpec
 
 
@@ -41,8 +46,9 @@ class Cost:
     activation_bytes: the same in bytes.
     attention_bytes: attention memory, what an attention holds of one image
       between its steps: the gathered neighbourhoods of keys (with the one-hot
-      vectors of their places) and of values, and the logits. A fused kernel
-      holds less.
+      vectors of their places) and of values, and the logits; per pixel, the
+      maps with their border and the weights of a row of the windows. A fused
+      kernel holds less.
   """
 
   parameters: int = 0
@@ -148,7 +154,7 @@ def count(spec: NetworkSpec, image_size: int | tuple[int, int]) -> Counts:
   # What is computed again in training is no other forward pass, and forms of
   # the attention that do more than the formula asks for are no other model.
   model = Network(
-    dataclasses.replace(spec, remat="none", attention_implementation="xla")
+    dataclasses.replace(spec, remat="none", attention_implementation="direct")
   )
   images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -208,6 +214,9 @@ _LAYERS = (
   BatchNorm,
   HaloAttention,
   GlobalAttention,
+  PerPixelAttention,
+  AttentionStem,
+  MixedValues,
 )
 
 # By the names that `halonet.models` and `halonet.ops` give.
@@ -263,28 +272,40 @@ def _kind(path, primitive, kernels):
   return "activation functions, sums"
 
 
+def _head_dims(name, spec):
+  """Channels of a head's queries and values; None: attention per pixel."""
+  if name == "stem":
+    return (spec.base_width // AttentionStem.HEADS,) * 2
+  (block,) = (
+    block for block in itertools.chain(*spec.stages) if block.name == name
+  )
+  if block.operator == "p":
+    return None
+  return block.qk_width // block.heads, block.value_width // block.heads
+
+
 def _kinds(operation, path, kernels, spec):
   """Splits an operation by kind of layer."""
   kind = _kind(path, operation.primitive, kernels)
   cost = Cost(flops=operation.flops, transcendentals=operation.transcendentals)
+  if "attention" in path and _head_dims(path[0], spec) is None:
+    # The maps with their border, and a row of the weights.
+    if operation.primitive == "exp" or "neighbourhoods" in path:
+      cost = dataclasses.replace(cost, attention_bytes=operation.result.bytes)
+    return [(kind, cost)]
   if kind not in ("attention logits", "attention values"):
     return [(kind, cost)]
+  result = operation.result
   if operation.primitive != "dot_general":  # Of the weights' dtype.
     return [(_KINDS["attention"], cost)]
-  (block,) = (
-    block for block in itertools.chain(*spec.stages) if block.name == path[0]
-  )
-  result = operation.result
+  head_dim, value_dim = _head_dims(path[0], spec)
   if kind == "attention values":
-    value_dim = block.value_width // block.heads
     weights = result.elements // value_dim * operation.contracted
     values = operation.operands[operation.operands[0].elements == weights]
     return [(kind, dataclasses.replace(cost, attention_bytes=values.bytes))]
   # A neighbourhood has as many keys as there are queries, or more.
   keys = max(operation.operands, key=lambda operand: operand.elements)
-  content = fractions.Fraction(
-    block.qk_width // block.heads, operation.contracted
-  )
+  content = fractions.Fraction(head_dim, operation.contracted)
   return [
     (
       kind,

@@ -80,15 +80,15 @@ class HaloAttention(nn.Module):
     check_heads(self.heads, qk_features, value_features, not self.timm)
     head_dim = qk_features // self.heads
     scale = head_dim**-0.5
-    query = _project(x, self.heads, qk_features, self.dtype, "query", scale)
-    key = _project(x, self.heads, qk_features, self.dtype, "key")
-    value = _project(x, self.heads, value_features, self.dtype, "value")
+    query = project(x, self.heads, qk_features, self.dtype, "query", scale)
+    key = project(x, self.heads, qk_features, self.dtype, "key")
+    value = project(x, self.heads, value_features, self.dtype, "value")
 
     offsets = relative.num_offsets(self.block_size, self.halo_size)
     dead = 2 * self.halo_size if self.timm else 0
     shape = (dead + offsets, head_dim if self.timm else head_dim // 2)
     tables = [
-      _table(self, f"relative_{axis}", shape, head_dim)[dead:]
+      relative_table(self, f"relative_{axis}", shape, head_dim)[dead:]
       for axis in ("height", "width")
     ]
     stride, pool = self.stride, 1
@@ -116,7 +116,7 @@ class HaloAttention(nn.Module):
       query, key, value, *tables, implementation=self.implementation, **options
     )
     output = output.reshape(*output.shape[:3], value_features)
-    return _average_pool(output, pool)
+    return average_pool(output, pool)
 
 
 class GlobalAttention(nn.Module):
@@ -157,20 +157,20 @@ class GlobalAttention(nn.Module):
     value_features = self.value_features or x.shape[-1]
     check_heads(self.heads, qk_features, value_features, half_tables=False)
     head_dim = qk_features // self.heads
-    query = _project(x, self.heads, qk_features, self.dtype, "query")
-    key = _project(x, self.heads, qk_features, self.dtype, "key")
-    value = _project(x, self.heads, value_features, self.dtype, "value")
+    query = project(x, self.heads, qk_features, self.dtype, "query")
+    key = project(x, self.heads, qk_features, self.dtype, "key")
+    value = project(x, self.heads, value_features, self.dtype, "value")
     tables = []
     for axis, length in zip(("height", "width"), x.shape[1:3], strict=True):
       shape = (2 * self.size - 1, head_dim)
-      table = _table(self, f"relative_{axis}", shape, head_dim)
+      table = relative_table(self, f"relative_{axis}", shape, head_dim)
       if length != self.size:
         shape = (2 * length - 1, head_dim)
         table = jax.image.resize(table, shape, "linear", antialias=False)
       tables.append(table * head_dim**0.5)
     output = global_attention(query * head_dim**-0.5, key, value, *tables)
     output = output.reshape(*output.shape[:3], value_features)
-    return _average_pool(output, self.stride)
+    return average_pool(output, self.stride)
 
 
 class SqueezeExcite(nn.Module):
@@ -241,18 +241,18 @@ class Projection(nn.Module):
     return x @ kernel.reshape(x.shape[-1], self.features)
 
 
-def _project(x, heads, features, dtype, name, scale=None):
+def project(x, heads, features, dtype, name, scale=None):
   y = Projection(heads, features, dtype, name=name)(x)
   if scale is not None:
     y = y * scale  # While it is flat.
   return y.reshape(*x.shape[:-1], heads, features // heads)
 
 
-def _table(module, name, shape, head_dim):
+def relative_table(module, name, shape, head_dim):
   return module.param(name, nn.initializers.normal(head_dim**-0.5), shape)
 
 
-def _average_pool(x, size):
+def average_pool(x, size):
   """Means of squares; those that the border cuts, of what is inside."""
   if size == 1:
     return x

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from halonet.models import layers
+from halonet.models import layers, per_pixel
 from halonet.models.normalization import STATISTICS, BatchNorm
 from halonet.models.spec import BlockSpec, NetworkSpec
 
@@ -153,13 +153,23 @@ def _attention(network, spec, dtype):
   )
   if spec.operator == "g":
     return layers.GlobalAttention(size=network.global_size, **shared)
+  implementation = network.attention_implementation
+  if spec.operator == "p":
+    return per_pixel.PerPixelAttention(
+      window_size=network.window_size,
+      position=network.position,
+      content=network.content,
+      mask_padding=network.mask_padding,
+      implementation=implementation,
+      **shared,
+    )
   return layers.HaloAttention(
     block_size=network.block_size,
     halo_size=network.halo_size,
     mask_padding=network.mask_padding,
     mask_window=network.mask_window,
     timm=network.timm,
-    implementation=network.attention_implementation,
+    implementation="xla" if implementation == "direct" else implementation,
     **shared,
   )
 
@@ -178,6 +188,11 @@ def _stem(network, x, norm, activation):
       name="stem",
     )(x)
     return norm(name="stem_norm")(x)
+  if network.stem.startswith("attention"):
+    values = network.stem.removeprefix("attention").removeprefix("_")
+    x = per_pixel.AttentionStem(width, values or "mixed", dtype, name="stem")(x)
+    x = norm(name="stem_norm")(x)
+    return nn.max_pool(x, (4, 4), strides=(4, 4), padding="SAME")
   if network.stem == "tiered":
     last_stride = 1 if network.stem_pool else 2
     convs = (

@@ -8,6 +8,7 @@ from halonet.errors import unknown
 from halonet.models.halonet import HALONETS
 from halonet.models.network import Network
 from halonet.models.resnet import RESNETS
+from halonet.models.sasa import SASAS
 from halonet.models.spec import NetworkSpec
 from halonet.models.timm_models import TIMM_MODELS
 
@@ -27,7 +28,9 @@ class Entry:
 
 _MODELS = {
   name: Entry(image_size, fields)
-  for name, (image_size, fields) in (HALONETS | RESNETS | TIMM_MODELS).items()
+  for name, (image_size, fields) in (
+    HALONETS | RESNETS | SASAS | TIMM_MODELS
+  ).items()
 }
 
 

@@ -1,4 +1,4 @@
-"""ResNets: HaloNet's baselines, and its detection backbones.
+"""ResNets: the baselines of HaloNet and SASA, and HaloNet's for detection.
 
 "Deep Residual Learning for Image Recognition", He et al., CVPR 2016, with the
 stride in the 3×3 convolution, as is usual since.
@@ -8,7 +8,7 @@ _RESNET = dict(operators=("c",), rb=4.0)
 
 
 def _last_stage(block_size):
-  """Table 5: local attention in place of the last stage's convolutions."""
+  """HaloNet, table 5: local attention for the last stage's convolutions."""
   return dict(
     channel_attention="se_last",
     operators=("c", "c", "c", "h"),
@@ -29,7 +29,11 @@ RESNETS = {
   )
 }
 
-# Table 3.
+# SASA, table 1.
+RESNETS["resnet26"] = (224, _RESNET | dict(depths=(1, 2, 4, 1)))
+RESNETS["resnet38"] = (224, _RESNET | dict(depths=(2, 3, 5, 2)))
+
+# HaloNet, table 3.
 RESNETS["resnet50_se_silu"] = (
   224,
   RESNETS["resnet50_se"][1] | dict(activation="silu"),

@@ -8,14 +8,21 @@ becomes a `NetworkSpec`, and this module resolves it into stages of blocks;
 
 import dataclasses
 import itertools
-import math
-import numbers
-import typing
 
-from halonet.ops.choice import IMPLEMENTATIONS
+from halonet.models.typed import typed
+from halonet.ops.attention import PER_PIXEL_IMPLEMENTATIONS
 
-STEMS = ("conv7", "conv3", "tiered", "patch4")
-OPERATORS = ("c", "h", "g")
+STEMS = (
+  "conv7",
+  "conv3",
+  "tiered",
+  "patch4",
+  "attention",
+  "attention_linear",
+  "attention_conv",
+)
+OPERATORS = ("c", "h", "p", "g")
+POSITIONS = ("relative", "absolute", "none")
 ACTIVATIONS = ("relu", "silu")
 CHANNEL_ATTENTIONS = ("none", "se", "se_last", "eca")
 REMATS = ("none", "stage", "block")
@@ -77,13 +84,16 @@ class NetworkSpec:
     df: width of a 1×1 convolution before the pooling (d_f), or None.
     num_classes: number of logits.
     operators: spatial operators of each stage, a pattern that repeats over its
-      blocks: "c" is a 3×3 convolution, "h" blocked local (halo) attention, "g"
-      global attention; "ch" alternates, from a convolution on. The last
-      pattern serves all further stages.
+      blocks: "c" is a 3×3 convolution, "h" blocked local (halo) attention, "p"
+      per-pixel local attention (SASA), "g" global attention; "ch" alternates,
+      from a convolution on. The last pattern serves all further stages.
     stem: "conv7", a 7×7 convolution of stride 2; "conv3", a 3×3 one; "tiered",
-      three of 3×3; "patch4", a linear projection of 4×4 patches.
+      three of 3×3; "patch4", a linear projection of 4×4 patches; "attention",
+      SASA's, of 4×4 patches too, whose values are "attention_linear" or
+      "attention_conv" in table 7.
     stem_pool: whether a 3×3 max pool of stride 2 ends the stem. Without it,
-      the last convolution of "tiered" has a stride of 2.
+      the last convolution of "tiered" has a stride of 2. Stems of attention
+      always end in their 4×4 max pool.
     activation: "relu" or "silu".
     channel_attention: "se" (squeeze-and-excitation) or "eca" (efficient
       channel attention) after the convolution of convolutional blocks, as in
@@ -101,14 +111,20 @@ class NetworkSpec:
       not say; or ().
     timm: attention in timm's way, for its weights; see
       `halonet.models.layers.HaloAttention`.
+    window_size: side of the window of per-pixel attention in pixels (k).
+    position: of per-pixel attention: "relative", "absolute" or "none"; see
+      `halonet.models.per_pixel.PerPixelAttention`.
+    content: whether the keys of per-pixel attention take part in its logits,
+      beside the relative positions.
     mask_padding: leaves keys beyond the border out of the softmax. The paper
       does not say; masking is our choice.
     mask_window: lets a query see only keys at most `halo_size` pixels away,
       the comparison with SASA of figure 6.
-    attention_implementation: of the operator "h": "auto", "xla",
+    attention_implementation: of the operators "h" and "p": "auto", "xla",
       "xla_chunked", "xla_packed", "pallas_tpu" or "pallas_gpu", as
-      `halonet.ops.attention.blocked_local_attention` explains them. It changes
-      no parameters.
+      `halonet.ops.attention.blocked_local_attention` explains them; or
+      "direct", as `per_pixel_attention` there does, and "xla" for "h". It
+      changes no parameters.
     global_size: side of the maps that the tables of global attention are made
       for; for other maps they are resized.
     zero_init_residual: starts every block as its shortcut, by a zero scale in
@@ -153,6 +169,9 @@ class NetworkSpec:
   inverted: bool = False
   out_widths: tuple[int, ...] = ()
   timm: bool = False
+  window_size: int = 7
+  position: str = "relative"
+  content: bool = True
   mask_padding: bool = True
   mask_window: bool = False
   attention_implementation: str = "auto"
@@ -167,7 +186,7 @@ class NetworkSpec:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      value = _typed(field.name, getattr(self, field.name), field.type)
+      value = typed(field.name, getattr(self, field.name), field.type)
       # Frozen, but a list becomes a tuple, and 1 becomes 1.0.
       object.__setattr__(self, field.name, value)
     _check(self)
@@ -280,37 +299,6 @@ def check_heads(
     )
 
 
-_KINDS = {
-  int: (numbers.Integral, "a whole number"),
-  float: (numbers.Real, "a number"),
-  bool: (bool, "true or false"),
-  str: (str, "a text"),
-}
-
-
-def _typed(name, value, kind):
-  """Makes a value the kind that its field is declared as, or says it is not."""
-  options = typing.get_args(kind)
-  if typing.get_origin(kind) is tuple:
-    if not isinstance(value, tuple | list):
-      raise ValueError(f"{name} is {value!r}; it must be a tuple")
-    return tuple(_typed(name, item, options[0]) for item in value)
-  if options:  # A kind, or None.
-    if value is None:
-      return None
-    kind = options[0]
-  accepted, words = _KINDS[kind]
-  if not isinstance(value, accepted) or (
-    isinstance(value, bool) and kind is not bool
-  ):
-    optional = " or None" if options else ""
-    raise ValueError(f"{name} is {value!r}; it must be {words}{optional}")
-  value = kind(value)
-  if kind is float and not math.isfinite(value):
-    raise ValueError(f"{name} is {value}; it must be finite")
-  return value
-
-
 def _check(network: NetworkSpec) -> None:
   for name, least in (
     ("block_size", 1),
@@ -318,6 +306,7 @@ def _check(network: NetworkSpec) -> None:
     ("base_width", 1),
     ("num_classes", 1),
     ("group_width", 0),
+    ("window_size", 1),
     ("global_size", 1),
     ("batch_norm_group", 0),
   ):
@@ -332,7 +321,8 @@ def _check(network: NetworkSpec) -> None:
     ("stem", STEMS),
     ("activation", ACTIVATIONS),
     ("channel_attention", CHANNEL_ATTENTIONS),
-    ("attention_implementation", IMPLEMENTATIONS),
+    ("position", POSITIONS),
+    ("attention_implementation", PER_PIXEL_IMPLEMENTATIONS),
     ("remat", REMATS),
     ("dtype", DTYPES),
   ):
@@ -371,6 +361,16 @@ def _check(network: NetworkSpec) -> None:
       f"base_width is {network.base_width}; the tiered stem asks for a multiple"
       " of 8"
     )
+  if not network.content and network.position != "relative":
+    raise ValueError(
+      f"content is False and position {network.position!r}: nothing is left to"
+      " attend by; without content it must be 'relative'"
+    )
+  if network.stem.startswith("attention") and network.base_width % 4:
+    raise ValueError(
+      f"base_width is {network.base_width}; the four heads of the stem"
+      f" {network.stem!r} ask for a multiple of 4"
+    )
   patterns = network.operators
   if (
     not patterns
@@ -403,7 +403,9 @@ def _check_block(network, spec):
       )
     return
   try:
-    half_tables = spec.operator == "h" and not network.timm
+    half_tables = (spec.operator == "h" and not network.timm) or (
+      spec.operator == "p" and network.position == "relative"
+    )
     check_heads(spec.heads, spec.qk_width, spec.value_width, half_tables)
   except ValueError as error:
     raise ValueError(f"{spec.name}: {error}") from None

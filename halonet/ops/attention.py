@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax import nn
 from jaxtyping import Array, Float
 
-from halonet.ops import checks, choice, folded, per_pixel
+from halonet.ops import checks, choice, folded, per_pixel, relative
 from halonet.ops.pallas.geometry import Geometry
 
-PER_PIXEL_IMPLEMENTATIONS = ("auto", "direct", "blocked")
+PER_PIXEL_IMPLEMENTATIONS = ("direct", *choice.IMPLEMENTATIONS)
 
 # Of the blocks in which per-pixel attention is computed. The kernels are made
 # for it, and the share of masked keys is about the least: a window of 7 is a
@@ -188,10 +188,10 @@ def per_pixel_attention(
     mask_padding: whether keys beyond the border are left out of the softmax.
       If not, they take part as zero vectors, with their relative logit.
     implementation: "direct", by shifts of the map (`halonet.ops.per_pixel`):
-      the least memory, and no more work than the windows hold; "blocked", by
-      `blocked_local_attention` with all keys outside of the window masked,
-      which computes more, but in products that chips are fast at; or "auto",
-      which is "blocked".
+      no more operations than the windows hold, and the least memory; or the
+      way in which `blocked_local_attention` is to compute the same with blocks
+      whose keys outside of the window are masked: more operations, but in
+      products that chips are fast at. "auto" is one of these.
 
   Returns:
     `[batch, height, width, heads, value_dim]` in the dtype of `value`. Logits
@@ -241,7 +241,7 @@ def per_pixel_attention(
     key,
     value,
     *tables,
-    "auto",
+    implementation,
     block_size=_PER_PIXEL_BLOCK,
     halo_size=after,
     stride=1,

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 
 from halonet.sweep.report import Setting, flops_unit, memory_title
 
+_WINDOW_FIELDS = ("model.block_size", "model.halo_size", "model.window_size")
 WINDOW, COSTS = "accuracy_window.png", "accuracy_costs.png"
 # At 800 pixels across, as in a README, text is as large as the text around.
 _STYLE = {
@@ -46,11 +47,11 @@ def curves(found: Sequence[Setting]) -> dict[str, list[Setting]]:
     words += [
       f"{field.rpartition('.')[2]} {text}"
       for field, text in setting.values.items()
-      if field not in ("model.block_size", "model.halo_size")
+      if field not in _WINDOW_FIELDS
     ]
     gathered.setdefault(", ".join(words), []).append(setting)
   for members in gathered.values():
-    members.sort(key=lambda setting: setting.first("halo_size") or 0)
+    members.sort(key=lambda setting: setting.window or 0)
   return gathered
 
 
@@ -89,7 +90,7 @@ def _window(found):
       capsize=4,
       label=label,
     )
-  axes.set_xlabel("window b + 2h, pixels of the map")
+  axes.set_xlabel("window b + 2h, or k, pixels of the map")
   axes.set_ylabel("test accuracy, %")
   axes.set_xticks(sorted({setting.window for setting in found}))
   axes.margins(0.08)
@@ -162,8 +163,9 @@ def _label(axes, front, left):
       above.append((x, y))
     if setting.window is None:
       continue
+    block, halo = (setting.first(name) for name in ("block_size", "halo_size"))
     axes.annotate(
-      f"b{setting.first('block_size')} h{setting.first('halo_size')}",
+      f"k{setting.window}" if block is None else f"b{block} h{halo}",
       point,
       xytext=(-5 if left != crowded else 5, -13 if crowded else 6),
       textcoords="offset points",

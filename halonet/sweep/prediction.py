@@ -20,7 +20,7 @@ class Prediction:
 
   Attributes:
     values: of the fields of the grid, without the seed.
-    window: b + 2h, in pixels of the map; None without halo attention.
+    window: b + 2h or k, in pixels of the map; None without local attention.
     parameters: of the model.
     flops: of one image's forward pass.
     attention_bytes: of one image, see `halonet.cost.model.Cost`.
@@ -74,10 +74,13 @@ def predict(
       continue
     cost = counts.count(config, classes)
     model = config.model
-    has_window = "h" in "".join(model.operators)
+    operators = "".join(model.operators)
+    window = model.window_size if "p" in operators else None
+    if "h" in operators:
+      window = model.block_size + 2 * model.halo_size
     yield Prediction(
       point.setting,
-      model.block_size + 2 * model.halo_size if has_window else None,
+      window,
       cost.parameters,
       cost.flops,
       cost.attention_bytes,

@@ -33,6 +33,7 @@ class Row:
     images_per_second: of the training, over all devices.
     block_size: b of the attention, in pixels of its map; None without one.
     halo_size: h.
+    window_size: k of per-pixel attention; None without it.
     device: number × kind.
     folder: in which it trained.
   """
@@ -50,6 +51,7 @@ class Row:
   images_per_second: float | None = None
   block_size: int | None = None
   halo_size: int | None = None
+  window_size: int | None = None
   device: str | None = None
   folder: str | None = None
 
@@ -59,9 +61,9 @@ class Row:
 
   @property
   def window(self) -> int | None:
-    """Side of the neighbourhood that a block's queries see, b + 2h."""
+    """Side of what a query sees: k, or its block's neighbourhood, b + 2h."""
     if self.block_size is None or self.halo_size is None:
-      return None
+      return self.window_size
     return self.block_size + 2 * self.halo_size
 
 

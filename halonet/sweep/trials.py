@@ -242,6 +242,8 @@ class Worker:
         block_size=config.model.block_size,
         halo_size=config.model.halo_size,
       )
+    elif "p" in "".join(config.model.operators):
+      row = dataclasses.replace(row, window_size=config.model.window_size)
     arguments = [f"--config={self.sweep.base}", f"--workdir={folder}"]
     arguments += [f"--config.{word}" for word in self.sweep.overrides(point)]
     outcome = training.run(

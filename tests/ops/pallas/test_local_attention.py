@@ -64,6 +64,8 @@ def test_matches_the_per_pixel_loop_everywhere(kernels, case):
 def in_strips(case, strips):
   _, _, options = arrays(case)
   _, height, width, heads, head_dim = case["shape"]
+  far = case["halo_size"]
+  options["reach"] = (far, far) if options.pop("mask_window") else None
   geometry = Geometry(
     height=height,
     width=width,
