@@ -4,16 +4,18 @@
       [--batch_size=8] [--dtype=float32] [--implementation=NAME ...]
       [--model.FIELD=VALUE ...] [--json=FILE]
 
-Every distinct halo attention of the model is run on maps drawn at random, by
+Every distinct local attention of the model is run on maps drawn at random, by
 every implementation that this machine has, forward alone and forward with the
 gradients of queries, keys, values and relative tables. Implementations take
 turns in one process; the medians are compared with the first one's. Memory is
 what the compiled program holds between its steps, beside arguments and results.
+Per-pixel attention (--model=sasa_resnet50) has one more: "gathered", the plain
+form, with the windows of all pixels in memory.
 
   python scripts/bench_attention.py --figure=FILE.png [...]
 
-measures the first of these layers alone, with halos from 1 to 8 pixels, and
-draws time and memory against the side of the window.
+measures the first of these layers alone, with halos from 1 to 8 pixels, or with
+windows of 3 to 17, and draws time and memory against the side of the window.
 """
 
 import argparse
@@ -31,6 +33,8 @@ PASSES = ("forward", "with gradients")
 HALOS = (1, 2, 3, 4, 6, 8)
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 STYLES = {
+  "gathered": dict(color="#000000", marker="X"),
+  "direct": dict(color="#56b4e9", marker="P"),
   "xla": dict(color="#d55e00", marker="o"),
   "xla_chunked": dict(color="#0072b2", marker="D"),
   "xla_packed": dict(color="#009e73", marker="s"),
@@ -72,8 +76,9 @@ def main() -> None:
 
   layers = find_layers(arguments, command.model_fields(rest))
   if not layers:
-    raise UsageError(f"--model: {arguments.model} has no halo attention")
-  names = implementations(arguments.implementation)
+    raise UsageError(f"--model: {arguments.model} has no local attention")
+  per_pixel = any(is_per_pixel(layer) for _, layer in layers)
+  names = implementations(arguments.implementation, per_pixel)
   device = jax.devices()[0].device_kind
   about = (
     f"{arguments.model} at {arguments.image_size} pixels, batches of"
@@ -81,7 +86,7 @@ def main() -> None:
   )
   if arguments.figure:
     shape, layer = next(iter(layers))
-    layers = {(shape, layer.clone(halo_size=halo)): 1 for halo in HALOS}
+    layers = {(shape, reaching(layer, halo)): 1 for halo in HALOS}
     about = f"the first layer of {about}"
   else:
     about = f"{sum(layers.values())} layers, {len(layers)} distinct, of {about}"
@@ -92,9 +97,8 @@ def main() -> None:
       done = f"{len(rows) + 1}/{len(layers) * len(PASSES)}"
       print(f"{done} {title(shape, layer)}, {what}", flush=True)
       found = measure(shape, layer, what, names, arguments)
-      window = layer.block_size + 2 * layer.halo_size
       row = {"layer": title(shape, layer), "count": count, "pass": what}
-      rows.append(row | {"window": window} | found)
+      rows.append(row | {"window": window_of(layer)} | found)
   print(table(rows, names))
   if not arguments.figure:  # Halos do not add up.
     print(totals(rows, names))
@@ -106,13 +110,15 @@ def main() -> None:
     print(f"Wrote {arguments.figure}")
 
 
-def implementations(wanted: list[str] | None) -> list[str]:
+def implementations(wanted: list[str] | None, per_pixel: bool) -> list[str]:
   """Those that were asked for, or all that run here."""
   import jax
 
   from halonet.ops.choice import IMPLEMENTATIONS
 
   known = [name for name in IMPLEMENTATIONS if name != "auto"]
+  if per_pixel:
+    known = ["gathered", "direct", *known]
   for name in wanted or ():
     if name not in known:
       message = unknown("implementation", name, known)
@@ -124,19 +130,21 @@ def implementations(wanted: list[str] | None) -> list[str]:
 
 
 def find_layers(arguments, fields) -> collections.Counter:
-  """The halo attentions of a model, by the shape of their input."""
+  """The local attentions of a model, by the shape of their input."""
   import jax
   import jax.numpy as jnp
   from flax import linen as nn
 
   from halonet.models import registry
   from halonet.models.layers import HaloAttention
+  from halonet.models.per_pixel import PerPixelAttention
 
+  local = HaloAttention, PerPixelAttention
   found = collections.Counter()
 
   def note(call, args, kwargs, context):
     module = context.module
-    if isinstance(module, HaloAttention) and context.method_name == "__call__":
+    if isinstance(module, local) and context.method_name == "__call__":
       # Layers that differ in their place alone are the same.
       found[args[0].shape, module.clone(name=None, parent=None)] += 1
     return call(*args, **kwargs)
@@ -156,11 +164,84 @@ def find_layers(arguments, fields) -> collections.Counter:
 
 def title(shape, layer) -> str:
   _, height, width, channels = shape
-  text = (
-    f"{height}×{width}, {channels} channels, {layer.heads} heads,"
-    f" b {layer.block_size}, h {layer.halo_size}"
-  )
+  text = f"{height}×{width}, {channels} channels, {layer.heads} heads"
+  if is_per_pixel(layer):  # Its stride is that of a pool behind it.
+    return f"{text}, k {layer.window_size}"
+  text += f", b {layer.block_size}, h {layer.halo_size}"
   return text + (f", stride {layer.stride}" if layer.stride > 1 else "")
+
+
+def is_per_pixel(layer) -> bool:
+  return hasattr(layer, "window_size")
+
+
+def window_of(layer) -> int:
+  """Side of what a query sees, in pixels."""
+  if is_per_pixel(layer):
+    return layer.window_size
+  return layer.block_size + 2 * layer.halo_size
+
+
+def reaching(layer, pixels: int):
+  """The layer, seeing so far beyond its block or its pixel."""
+  if is_per_pixel(layer):
+    return layer.clone(window_size=2 * pixels + 1)
+  return layer.clone(halo_size=pixels)
+
+
+def gathered(query, key, value, relative_height, relative_width):
+  """Per-pixel attention with all windows in memory, unmasked."""
+  import jax
+  import jax.numpy as jnp
+
+  heads, size, half = query.shape[3], *relative_height.shape
+
+  def windows(x):
+    axes = ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated_patches(
+      x.reshape(*x.shape[:3], -1),
+      (size, size),
+      (1, 1),
+      "SAME",
+      dimension_numbers=axes,
+    )
+    return x.reshape(*x.shape[:3], heads, -1, size, size)
+
+  logits = jnp.einsum("byxnd,byxndij->byxnij", query, windows(key))
+  rows = jnp.einsum("byxnd,id->byxni", query[..., :half], relative_height)
+  cols = jnp.einsum("byxnd,jd->byxnj", query[..., half:], relative_width)
+  logits += rows[..., None] + cols[..., None, :]
+  weights = jax.nn.softmax(logits, axis=(-2, -1))
+  return jnp.einsum("byxnij,byxndij->byxnd", weights, windows(value))
+
+
+def attention_of(layer, name):
+  """A function of the five arrays, for one implementation; None: not for it."""
+  from halonet.ops import attention
+
+  if is_per_pixel(layer):
+    if name == "gathered":
+      return gathered
+    return functools.partial(
+      attention.per_pixel_attention,
+      window_size=layer.window_size,
+      mask_padding=layer.mask_padding,
+      implementation=name,
+    )
+  if name in ("gathered", "direct"):
+    return None
+  stride = layer.stride
+  if layer.timm and layer.block_size % stride:  # A pool is in its place.
+    stride = 1
+  return functools.partial(
+    attention.blocked_local_attention,
+    block_size=layer.block_size,
+    halo_size=layer.halo_size,
+    stride=stride,
+    mask_padding=layer.mask_padding,
+    mask_window=layer.mask_window,
+    implementation=name,
+  )
 
 
 def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
@@ -170,15 +251,17 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
   import numpy as np
 
   from halonet.ops import relative
-  from halonet.ops.attention import blocked_local_attention
   from halonet.ops.choice import Unserved
 
   batch, height, width, channels = shape
   heads = layer.heads
   dim = (layer.qk_features or channels) // heads
   value_dim = (layer.value_features or channels) // heads
-  offsets = relative.num_offsets(layer.block_size, layer.halo_size)
-  half = dim if layer.timm else dim // 2
+  if is_per_pixel(layer):
+    offsets, half = layer.window_size, dim // 2
+  else:
+    offsets = relative.num_offsets(layer.block_size, layer.halo_size)
+    half = dim if layer.timm else dim // 2
   generator = np.random.default_rng(0)
   arrays = [
     jnp.asarray(generator.standard_normal(s, np.float32), arguments.dtype)
@@ -190,21 +273,11 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
       (offsets, half),
     )
   ]
-  stride = layer.stride
-  if layer.timm and layer.block_size % stride:  # A pool is in its place.
-    stride = 1
   calls, found = {}, {}
   for name in names:
-    attend = functools.partial(
-      blocked_local_attention,
-      block_size=layer.block_size,
-      halo_size=layer.halo_size,
-      stride=stride,
-      mask_padding=layer.mask_padding,
-      mask_window=layer.mask_window,
-      implementation=name,
-    )
-    function = attend
+    function = attend = attention_of(layer, name)
+    if attend is None:
+      continue
     if what != "forward":
       function = jax.value_and_grad(
         lambda *arrays, attend=attend: (
@@ -311,7 +384,7 @@ def draw(rows, about, arguments) -> None:
       panel.yaxis.set_minor_locator(NullLocator())
       panel.yaxis.set_major_formatter("{x:g}")
       panel.set_title(f"{what}: {name} per image")
-      panel.set_xlabel("side of the window, block + 2 · halo")
+      panel.set_xlabel("side of the window")
       panel.grid(which="both", color="lightgray", linewidth=0.5)
   line[0].legend()
   figure.suptitle(about[0].upper() + about[1:], fontsize=11)

@@ -53,6 +53,25 @@ def test_every_distinct_layer_by_every_implementation(bench, tmp_path, capsys):
   assert f"| all | 4 | forward | xla | {total * 1e3:.2f} | 1.00 |" in output
 
 
+def test_per_pixel_attention_has_the_plain_form_beside_it(bench, capsys):
+  bench(
+    "--model=sasa_resnet26",
+    "--image_size=32",
+    "--batch_size=1",
+    "--rounds=1",
+    "--model.depths=(1,)",
+    "--model.heads=(2,)",
+    "--model.base_width=8",
+    "--implementation=gathered",
+    "--implementation=direct",
+  )
+  output = capsys.readouterr().out
+  assert "| 8×8, 8 channels, 2 heads, k 7 | 1 | forward | gathered |" in output
+  assert (
+    "| 8×8, 8 channels, 2 heads, k 7 | 1 | with gradients | direct" in output
+  )
+
+
 def test_costs_against_the_window_are_drawn(bench, tmp_path, monkeypatch):
   monkeypatch.setattr("bench_attention.HALOS", (0, 1))
   figure, file = tmp_path / "costs.png", tmp_path / "found.json"

@@ -1,6 +1,8 @@
 """Per-pixel local attention against a float64 loop over pixels."""
 
 import functools
+import importlib
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -151,33 +153,13 @@ def test_bfloat16_is_within_its_precision(implementation):
   assert relative_error(output, expected) <= 8 * 2**-9
 
 
-def gathered(query, key, value, rows, cols):
-  """With all windows in memory."""
-  heads, size = query.shape[3], rows.shape[0]
-
-  def windows(x):
-    axes = ("NHWC", "HWIO", "NHWC")
-    x = jax.lax.conv_general_dilated_patches(
-      x.reshape(*x.shape[:3], -1),
-      (size, size),
-      (1, 1),
-      "SAME",
-      dimension_numbers=axes,
-    )
-    return x.reshape(*x.shape[:3], heads, -1, size, size)
-
-  half = rows.shape[1]
-  logits = jnp.einsum("byxnd,byxndij->byxnij", query, windows(key))
-  row_logits = jnp.einsum("byxnd,id->byxni", query[..., :half], rows)
-  col_logits = jnp.einsum("byxnd,jd->byxnj", query[..., half:], cols)
-  logits += row_logits[..., None] + col_logits[..., None, :]
-  weights = jax.nn.softmax(logits, axis=(-2, -1))
-  return jnp.einsum("byxnij,byxndij->byxnd", weights, windows(value))
-
-
 @pytest.mark.parametrize("window_size", [7, 11])
-def test_direct_needs_a_quarter_of_what_all_windows_do(window_size):
+def test_direct_needs_a_quarter_of_what_all_windows_do(
+  window_size, monkeypatch
+):
   """Forwards and backwards, of the memory that XLA plans with."""
+  monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2] / "scripts")
+  gathered = importlib.import_module("bench_attention").gathered
   direct = functools.partial(
     per_pixel_attention,
     window_size=window_size,
@@ -190,6 +172,14 @@ def test_direct_needs_a_quarter_of_what_all_windows_do(window_size):
   def gradients(attention):
     return jax.grad(lambda *x: (attention(*x) ** 2).sum(), argnums=range(5))
 
+  inputs, _, options = arrays(
+    case((1, 9, 8, 4, 8), window_size, value_dim=8, mask_padding=False)
+  )
+  np.testing.assert_allclose(
+    gathered(*inputs.values()),
+    reference.per_pixel_attention(**inputs, **options),
+    atol=1e-4,
+  )
   for change in (lambda attention: attention, gradients):
     needs = [
       jax.jit(change(attention)).lower(*shapes).compile().memory_analysis()
