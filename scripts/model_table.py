@@ -18,8 +18,9 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
 
 # Where a model is described; its published parameters, in millions; its
-# published ImageNet top-1 with the place where it stands. [2]: a secondary
-# source. "21k": pre-trained on ImageNet-21k, at 384.
+# published ImageNet top-1 with the place where it stands. Tables are HaloNet's
+# unless they are said to be SASA's. [2]: a secondary source. "21k": pre-trained
+# on ImageNet-21k, at 384. "held out": on a part of the training images.
 PUBLISHED = {
   "halonet_h0": ("Table 2", "5.5", "77.9 [2]"),
   "halonet_h1": ("Table 2", "8.1", "79.9 [2]"),
@@ -47,6 +48,25 @@ PUBLISHED = {
   "resnet101_se": ("Table 5", "–", "–"),
   "resnet101_se_halo_b8": ("Table 5", "–", "–"),
   "resnet101_se_halo_b32": ("as Table 5", "–", "–"),
+  "resnet26": ("SASA, Table 1", "13.7", "74.5"),
+  "resnet38": ("SASA, Table 1", "19.6", "76.2"),
+  "sasa_resnet26": ("SASA, Table 1", "10.3", "75.8"),
+  "sasa_resnet38": ("SASA, Table 1", "14.1", "77.1"),
+  "sasa_resnet50": ("SASA, Table 1", "18.0", "77.4"),
+  "sasa_resnet26_full": ("SASA, Table 1", "10.3", "74.8"),
+  "sasa_resnet38_full": ("SASA, Table 1", "14.1", "76.9"),
+  "sasa_resnet50_full": ("SASA, Table 1", "18.0", "77.6"),
+  "sasa_resnet50_full_linear": ("SASA, Table 7", "–", "76.2"),
+  "sasa_resnet50_full_conv": ("SASA, Table 7", "–", "77.2"),
+  "sasa_resnet50_stages1": ("SASA, Table 3", "25.5", "79.7, held out"),
+  "sasa_resnet50_stages12": ("SASA, Table 3", "25.0", "79.6, held out"),
+  "sasa_resnet50_stages123": ("SASA, Table 3", "22.7", "79.9, held out"),
+  "sasa_resnet50_stages234": ("SASA, Table 3", "18.1", "80.7, held out"),
+  "sasa_resnet50_stages34": ("SASA, Table 3", "18.5", "80.7, held out"),
+  "sasa_resnet50_stages4": ("SASA, Table 3", "20.8", "80.2, held out"),
+  "sasa_resnet50_absolute": ("SASA, Table 5", "–", "78.2, held out"),
+  "sasa_resnet50_no_position": ("SASA, Table 5", "–", "77.6, held out"),
+  "sasa_resnet50_no_content": ("SASA, Table 6", "16.7", "76.9"),
   "halonet_h1_timm": ("timm", "8.10", "–"),
   "halonet26t": ("timm, weights", "12.48", "79.134, timm"),
   "sehalonet33ts": ("timm, weights", "13.69", "80.976, timm"),
