@@ -115,9 +115,10 @@ def _extract_axis(x, axis, block_size, halo_size):
   window = block_size + 2 * halo_size
   blocks = x.shape[axis] // block_size
   reach = -(-2 * halo_size // block_size)
-  pads = [(0, 0)] * x.ndim
-  pads[axis] = (halo_size, reach * block_size - halo_size)
-  x = jnp.pad(x, pads)
+  if halo_size:
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (halo_size, reach * block_size - halo_size)
+    x = jnp.pad(x, pads)
   x = x.reshape(
     *x.shape[:axis], blocks + reach, block_size, *x.shape[axis + 1 :]
   )

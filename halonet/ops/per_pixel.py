@@ -83,10 +83,16 @@ def _mask(length, window_size, dtype):
 
 @jax.custom_vjp
 def _attend(query, key, value, row_logits, col_logits):
-  return _forward(query, key, value, row_logits, col_logits)[0]
+  return _row_by_row(query, key, value, row_logits, col_logits)[0]
 
 
-def _forward(query, key, value, row_logits, col_logits):
+def _forward(*inputs):
+  output, maximum, total = _row_by_row(*inputs)
+  return output, (inputs, output, maximum + jnp.log(total))
+
+
+def _row_by_row(query, key, value, row_logits, col_logits):
+  """The result, and of the logits the largest and Σ exp(logit − largest)."""
   heads, window_size = row_logits.shape[-2:]
   size = value.shape[-1] // heads
   keys, values = (_bordered(x, window_size) for x in (key, value))
@@ -107,12 +113,10 @@ def _forward(query, key, value, row_logits, col_logits):
         output += _spread(weight, size) * shift
     return (highest, total, output), None
 
-  zeros = jnp.zeros(row_logits.shape[:-1], query.dtype)
-  carry = zeros - jnp.inf, zeros, jnp.zeros_like(value)
+  none = jnp.full(row_logits.shape[:-1], -jnp.inf, query.dtype)
+  carry = none, jnp.zeros_like(none), jnp.zeros_like(value)
   (maximum, total, output), _ = lax.scan(step, carry, jnp.arange(window_size))
-  output = output / _spread(total, size)
-  inputs = query, key, value, row_logits, col_logits
-  return output, (inputs, output, maximum + jnp.log(total))
+  return output / _spread(total, size), maximum, total
 
 
 def _backward(saved, gradient):
