@@ -194,25 +194,24 @@ def gathered(query, key, value, relative_height, relative_width):
   import jax
   import jax.numpy as jnp
 
-  heads, size, half = query.shape[3], *relative_height.shape
+  _, height, width, _, _ = query.shape
+  size, half = relative_height.shape
 
   def windows(x):
-    axes = ("NHWC", "HWIO", "NHWC")
-    x = jax.lax.conv_general_dilated_patches(
-      x.reshape(*x.shape[:3], -1),
-      (size, size),
-      (1, 1),
-      "SAME",
-      dimension_numbers=axes,
+    border = (size - 1) // 2, size // 2
+    x = jnp.pad(x, ((0, 0), border, border, (0, 0), (0, 0)))
+    rows = [x[:, row : row + height] for row in range(size)]
+    seen = [x[:, :, col : col + width] for x in rows for col in range(size)]
+    return jnp.stack(seen, 3).reshape(
+      *query.shape[:3], size, size, *x.shape[3:]
     )
-    return x.reshape(*x.shape[:3], heads, -1, size, size)
 
-  logits = jnp.einsum("byxnd,byxndij->byxnij", query, windows(key))
+  logits = jnp.einsum("byxnd,byxijnd->byxnij", query, windows(key))
   rows = jnp.einsum("byxnd,id->byxni", query[..., :half], relative_height)
   cols = jnp.einsum("byxnd,jd->byxnj", query[..., half:], relative_width)
   logits += rows[..., None] + cols[..., None, :]
   weights = jax.nn.softmax(logits, axis=(-2, -1))
-  return jnp.einsum("byxnij,byxndij->byxnd", weights, windows(value))
+  return jnp.einsum("byxnij,byxijnd->byxnd", weights, windows(value))
 
 
 def attention_of(layer, name):
