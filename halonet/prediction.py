@@ -97,7 +97,7 @@ def last_attention(
     its queries in pixels of its map; and the side of that square map.
 
   Raises:
-    UsageError: if the model has no local attention.
+    UsageError: if the model has no attention in blocks.
   """
   spec = classifier.model.spec
   layers = [
@@ -107,7 +107,9 @@ def last_attention(
     if block.operator == "h"
   ]
   if not layers:
-    raise UsageError("--attention: the model has no local attention")
+    raise UsageError(
+      "--attention: the model has no attention in blocks, whose picture it is"
+    )
   number, block = layers[-1]
   features, mutated = _on_one_device(
     lambda variables, images: classifier.model.apply(

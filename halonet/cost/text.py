@@ -141,7 +141,8 @@ def describe_model(counts: Counts) -> str:
       table("stage"),
       table("kind"),
       f"{counts.parameters:,} parameters; {counts.flops:,} FLOPs per image,"
-      " forward. Attention memory: all layers together, in the form `xla`;"
+      " forward. Attention memory: all layers together, in the form `xla` (per"
+      " pixel `direct`);"
       " the largest layer's is"
       f" {counts.largest_attention_bytes / 1e6:,.3f} MB.",
     ]

@@ -124,9 +124,11 @@ def transfer(
         given.shape != wanted.shape or cuts[0] != cuts[1]
       ):
         offsets = len(given) - cuts[0], len(wanted) - cuts[1]
-        table = resize_table(given[cuts[0] :], offsets[1])
-        given = np.pad(table, ((cuts[1], 0), (0, 0)))
-        resized[offsets] += 1
+        # Even windows, of per-pixel attention, have no middle to keep.
+        if all(number % 2 for number in offsets):
+          table = resize_table(given[cuts[0] :], offsets[1])
+          given = np.pad(table, ((cuts[1], 0), (0, 0)))
+          resized[offsets] += 1
     if given.shape != wanted.shape:
       problems[path] = f"{path} is {given.shape}, not {wanted.shape}"
     transferred[path] = np.asarray(given, wanted.dtype)

@@ -305,3 +305,23 @@ def test_bad_sources_are_named(weights, tmp_path):
       begin(*words, **fields)
     assert str(caught.value).startswith("config.init_from is ")
     assert "--workdir" not in str(caught.value)
+
+
+def test_tables_of_odd_windows_are_resized():
+  source, target = (
+    create_model("sasa_resnet26", **SMALL, window_size=size) for size in (3, 7)
+  )
+  given, _, result, notes = transfer(source, target)
+  assert notes == ["4 relative tables are resized from 3 to 7 offsets"]
+  path = "params/stage1_block1/attention/relative_width"
+  np.testing.assert_allclose(result[path], resize(given[path], 7), atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (4, 3), (4, 6)])
+def test_tables_of_even_windows_are_refused(sizes):
+  source, target = (
+    create_model("sasa_resnet26", **SMALL, window_size=size) for size in sizes
+  )
+  words = rf"relative_height is \({sizes[0]}, 2\), not \({sizes[1]}, 2\)"
+  with pytest.raises(UsageError, match=words):
+    transfer(source, target)
