@@ -10,7 +10,7 @@ gradients of queries, keys, values and relative tables. Implementations take
 turns in one process; the medians are compared with the first one's. Memory is
 what the compiled program holds between its steps, beside arguments and results.
 Per-pixel attention (--model=sasa_resnet50) has one more: "gathered", the plain
-form, with the windows of all pixels in memory.
+form, with the windows of all pixels in memory, and without masks.
 
   python scripts/bench_attention.py --figure=FILE.png [...]
 
@@ -77,8 +77,13 @@ def main() -> None:
   layers = find_layers(arguments, command.model_fields(rest))
   if not layers:
     raise UsageError(f"--model: {arguments.model} has no local attention")
-  per_pixel = any(is_per_pixel(layer) for _, layer in layers)
-  names = implementations(arguments.implementation, per_pixel)
+  per_pixel = [layer for _, layer in layers if is_per_pixel(layer)]
+  if any(not x.content or x.position != "relative" for x in per_pixel):
+    raise UsageError(
+      "--model: per-pixel attention is measured with content and relative"
+      f" positions alone, and {arguments.model} has others"
+    )
+  names = implementations(arguments.implementation, bool(per_pixel))
   device = jax.devices()[0].device_kind
   about = (
     f"{arguments.model} at {arguments.image_size} pixels, batches of"

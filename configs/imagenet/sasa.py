@@ -35,7 +35,9 @@ the paper does not describe: --config.data.train_split='train[:95%]'
 77.7 and 77.6 for windows of 3, 5, 7, 9 and 11 pixels, is sasa_resnet50 with
 --config.model.window_size=3 and so on, or all of it by
 
-  python scripts/sweep.py --config=configs/sweeps/window.py:sasa_imagenet
+  python scripts/sweep.py --config=configs/sweeps/window.py:sasa_imagenet \
+    --workdir=gs://BUCKET/sasa_window --storage=URL \
+    --config.data.data_dir=gs://BUCKET/tfds
 
 A device computes 32 images at a time when there are 128 of them; on N < 128
 devices add --config.accumulation_steps=128/N.

@@ -16,10 +16,12 @@ the recipe of the paper's figure: HaloNet-50 of its table 3, blocks of 4, 8 and
 TPU VM of one host trains one of the 36 trials at a time; the same command on
 more of them shares them.
 
-  python scripts/sweep.py --config=configs/sweeps/window.py:sasa
+  python scripts/sweep.py --config=configs/sweeps/window.py:sasa \
+    --workdir=runs/window_sasa
 
 is the question of SASA's table 4, on the digits: windows of 3, 5 and 7 pixels
-around each one (not yet run), and sasa_imagenet its table, at 224. Not yet run.
+around each one. Not yet run. window.py:sasa_imagenet is the table itself, with
+the options of the command above. Not yet run either.
 
 A sweep's file holds
   base    the config that is trained, as --config of scripts/train.sh takes it

@@ -169,9 +169,14 @@ def _attention(network, spec, dtype):
     mask_padding=network.mask_padding,
     mask_window=network.mask_window,
     timm=network.timm,
-    implementation="xla" if implementation == "direct" else implementation,
+    implementation=_of_blocks(implementation),
     **shared,
   )
+
+
+def _of_blocks(implementation):
+  """For attention in blocks, where "direct" is asked for per pixel."""
+  return "xla" if implementation == "direct" else implementation
 
 
 def _stem(network, x, norm, activation):
@@ -190,9 +195,17 @@ def _stem(network, x, norm, activation):
     return norm(name="stem_norm")(x)
   if network.stem.startswith("attention"):
     values = network.stem.removeprefix("attention").removeprefix("_")
-    x = per_pixel.AttentionStem(width, values or "mixed", dtype, name="stem")(x)
+    x = per_pixel.AttentionStem(
+      width,
+      values or "mixed",
+      _of_blocks(network.attention_implementation),
+      dtype,
+      name="stem",
+    )(x)
     x = norm(name="stem_norm")(x)
-    return nn.max_pool(x, (4, 4), strides=(4, 4), padding="SAME")
+    # The blocks of the attention, which are completed at their ends.
+    ends = [(0, -side % 4) for side in x.shape[1:3]]
+    return nn.max_pool(x, (4, 4), strides=(4, 4), padding=ends)
   if network.stem == "tiered":
     last_stride = 1 if network.stem_pool else 2
     convs = (

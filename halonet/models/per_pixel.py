@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from halonet.models.layers import average_pool, project, relative_table
-from halonet.models.spec import check_heads
+from halonet.models.spec import check_heads, check_per_pixel
 from halonet.ops import blocks, relative
 from halonet.ops.attention import blocked_local_attention, per_pixel_attention
 
@@ -32,13 +32,15 @@ class PerPixelAttention(nn.Module):
     heads: number of attention heads.
     window_size: side of the window in pixels (k).
     qk_features: width of all queries (and keys) together; the input's width
-      if None. `heads` must divide it.
+      if None. `heads` must divide it, to an even width per head if positions
+      are relative.
     value_features: width of the output; the input's width if None. `heads`
       must divide it.
     stride: of the average pool, which has the same size; 1: none.
     position: "relative", a row and a column table, each of half the width of a
-      head; "absolute", sinusoids of a pixel's place, added to the input (the
-      paper does not say to what); or "none" (table 5).
+      head; "absolute", sinusoids of a pixel's place, added to the input, and
+      so to queries, keys and values (the paper does not say to what); or "none"
+      (table 5).
     content: whether keys take part. If not, the logits come from the query and
       the relative positions alone (table 6).
     mask_padding: leaves keys beyond the border out of the softmax.
@@ -63,8 +65,10 @@ class PerPixelAttention(nn.Module):
     ⌈width/stride⌉, value_features]`.
 
     Raises:
-      ValueError: if `heads` does not divide a width.
+      ValueError: if `heads` does not divide a width, or a field is out of
+        range.
     """
+    check_per_pixel(self.window_size, self.position, self.content)
     qk_features = self.qk_features or x.shape[-1]
     value_features = self.value_features or x.shape[-1]
     halves = self.position == "relative"
@@ -105,13 +109,15 @@ def sinusoids(height: int, width: int, channels: int) -> Float[Array, "h w c"]:
   """
   count = channels // 4
   rates = 10_000.0 ** (-np.arange(count) / max(count, 1))
-  table = np.zeros((height, width, channels), np.float32)
-  for axis, length in enumerate((height, width)):
+  waves = []
+  for length in (height, width):
     angles = np.arange(length)[:, None] * rates
-    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    first = axis * 2 * count
-    table[..., first : first + 2 * count] = np.expand_dims(waves, 1 - axis)
-  return jnp.asarray(table)
+    both = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    waves.append(jnp.asarray(both, jnp.float32))
+  rows = jnp.broadcast_to(waves[0][:, None], (height, width, 2 * count))
+  cols = jnp.broadcast_to(waves[1], (height, width, 2 * count))
+  rest = jnp.zeros((height, width, channels - 4 * count))
+  return jnp.concatenate([rows, cols, rest], axis=-1)
 
 
 class AttentionStem(nn.Module):
@@ -126,6 +132,7 @@ class AttentionStem(nn.Module):
       its own, a mixture of `MIXTURES` learned ones; "linear", the same matrix
       everywhere; or "conv", a 3×3 convolution (table 7; the paper does not say
       how large).
+    implementation: of the attention, as `blocked_local_attention` takes it.
     dtype: of the computation; parameters are float32.
   """
 
@@ -135,12 +142,22 @@ class AttentionStem(nn.Module):
 
   features: int
   values: str
+  implementation: str = "auto"
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w v"]:
-    """Maps `[batch, height, width, channels]` to as many features."""
+    """Maps `[batch, height, width, channels]` to as many features.
+
+    Raises:
+      ValueError: if `HEADS` does not divide `features`, or `values` is none.
+    """
     heads, features, size = self.HEADS, self.features, self.BLOCK_SIZE
+    check_heads(heads, features, features, half_tables=False)
+    if self.values not in ("mixed", "linear", "conv"):
+      raise ValueError(
+        f"values is {self.values!r}; it must be one of mixed, linear, conv"
+      )
     head_dim = features // heads
     scale = head_dim**-0.5
     query = project(x, heads, features, self.dtype, "query", scale)
@@ -166,7 +183,7 @@ class AttentionStem(nn.Module):
       no_positions,
       block_size=size,
       halo_size=0,
-      implementation="xla",  # So small, and once in a network.
+      implementation=self.implementation,
     )
     return output.reshape(*x.shape[:3], features)
 
@@ -201,7 +218,7 @@ class MixedValues(nn.Module):
       "mixtures", nn.initializers.normal(width**-0.5), (self.mixtures, width)
     )
     kernels = self.param(
-      "kernels",
+      "kernel",  # Whose weights decay.
       nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0),
       (self.mixtures, x.shape[-1], self.features),
     )

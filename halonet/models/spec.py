@@ -1,9 +1,9 @@
 """The one description of a network that all models are rows of.
 
-A row of fields in the tables of `halonet.py`, `resnet.py` and `timm_models.py`
-becomes a `NetworkSpec`, and this module resolves it into stages of blocks;
-`network.py` runs them. Every block is a bottleneck, `1×1 → spatial operator →
-1×1` around a shortcut, and the operators mix freely.
+A row of fields in the tables of `halonet.py`, `resnet.py`, `sasa.py` and
+`timm_models.py` becomes a `NetworkSpec`, and this module resolves it into
+stages of blocks; `network.py` runs them. Every block is a bottleneck, `1×1 →
+spatial operator → 1×1` around a shortcut, and the operators mix freely.
 """
 
 import dataclasses
@@ -89,8 +89,8 @@ class NetworkSpec:
       from a convolution on. The last pattern serves all further stages.
     stem: "conv7", a 7×7 convolution of stride 2; "conv3", a 3×3 one; "tiered",
       three of 3×3; "patch4", a linear projection of 4×4 patches; "attention",
-      SASA's, of 4×4 patches too, whose values are "attention_linear" or
-      "attention_conv" in table 7.
+      SASA's attention within 4×4 patches, and with the other values of its
+      table 7 "attention_linear" and "attention_conv".
     stem_pool: whether a 3×3 max pool of stride 2 ends the stem. Without it,
       the last convolution of "tiered" has a stride of 2. Stems of attention
       always end in their 4×4 max pool.
@@ -116,15 +116,15 @@ class NetworkSpec:
       `halonet.models.per_pixel.PerPixelAttention`.
     content: whether the keys of per-pixel attention take part in its logits,
       beside the relative positions.
-    mask_padding: leaves keys beyond the border out of the softmax. The paper
-      does not say; masking is our choice.
+    mask_padding: leaves keys beyond the border out of the softmax. The papers
+      do not say; masking is our choice.
     mask_window: lets a query see only keys at most `halo_size` pixels away,
       the comparison with SASA of figure 6.
     attention_implementation: of the operators "h" and "p": "auto", "xla",
       "xla_chunked", "xla_packed", "pallas_tpu" or "pallas_gpu", as
       `halonet.ops.attention.blocked_local_attention` explains them; or
-      "direct", as `per_pixel_attention` there does, and "xla" for "h". It
-      changes no parameters.
+      "direct", as `per_pixel_attention` there does, where the network has a
+      "p", and "xla" for all else. It changes no parameters.
     global_size: side of the maps that the tables of global attention are made
       for; for other maps they are resized.
     zero_init_residual: starts every block as its shortcut, by a zero scale in
@@ -299,6 +299,19 @@ def check_heads(
     )
 
 
+def check_per_pixel(window_size: int, position: str, content: bool) -> None:
+  """Raises ValueError unless per-pixel attention can be so."""
+  if window_size < 1:
+    raise ValueError(f"window_size is {window_size}; it must be at least 1")
+  if position not in POSITIONS:
+    raise ValueError(f"position is {position!r}; it must be one of {POSITIONS}")
+  if not content and position != "relative":
+    raise ValueError(
+      f"content is False and position {position!r}: nothing is left to attend"
+      " by; without content it must be 'relative'"
+    )
+
+
 def _check(network: NetworkSpec) -> None:
   for name, least in (
     ("block_size", 1),
@@ -306,7 +319,6 @@ def _check(network: NetworkSpec) -> None:
     ("base_width", 1),
     ("num_classes", 1),
     ("group_width", 0),
-    ("window_size", 1),
     ("global_size", 1),
     ("batch_norm_group", 0),
   ):
@@ -321,7 +333,6 @@ def _check(network: NetworkSpec) -> None:
     ("stem", STEMS),
     ("activation", ACTIVATIONS),
     ("channel_attention", CHANNEL_ATTENTIONS),
-    ("position", POSITIONS),
     ("attention_implementation", PER_PIXEL_IMPLEMENTATIONS),
     ("remat", REMATS),
     ("dtype", DTYPES),
@@ -361,11 +372,7 @@ def _check(network: NetworkSpec) -> None:
       f"base_width is {network.base_width}; the tiered stem asks for a multiple"
       " of 8"
     )
-  if not network.content and network.position != "relative":
-    raise ValueError(
-      f"content is False and position {network.position!r}: nothing is left to"
-      " attend by; without content it must be 'relative'"
-    )
+  check_per_pixel(network.window_size, network.position, network.content)
   if network.stem.startswith("attention") and network.base_width % 4:
     raise ValueError(
       f"base_width is {network.base_width}; the four heads of the stem"
@@ -381,6 +388,13 @@ def _check(network: NetworkSpec) -> None:
     raise ValueError(
       f"operators is {patterns}; it must be a pattern for each stage, of the"
       f" letters {', '.join(OPERATORS)}"
+    )
+  if network.attention_implementation == "direct" and not any(
+    "p" in pattern for pattern in patterns
+  ):
+    raise ValueError(
+      "attention_implementation is 'direct', which is for per-pixel attention;"
+      f" operators is {patterns}, without a 'p'"
     )
   for spec in itertools.chain(*network.stages):
     _check_block(network, spec)

@@ -21,9 +21,8 @@ from halonet.ops.pallas.geometry import Geometry
 
 PER_PIXEL_IMPLEMENTATIONS = ("direct", *choice.IMPLEMENTATIONS)
 
-# Of the blocks in which per-pixel attention is computed. The kernels are made
-# for it, and the share of masked keys is about the least: a window of 7 is a
-# quarter of a neighbourhood of 14 × 14.
+# Of the blocks in which per-pixel attention is computed: what the kernels are
+# made for. With windows of 7, three quarters of the keys are masked.
 _PER_PIXEL_BLOCK = 8
 
 
@@ -198,7 +197,8 @@ def per_pixel_attention(
     and softmax are float32 for narrower inputs.
 
   Raises:
-    ValueError: if a size is out of range or the shapes do not fit.
+    ValueError: if a size is out of range or the shapes do not fit, or if
+      kernels are asked for and cannot serve them.
   """
   if window_size < 1:
     raise ValueError(f"window_size is {window_size}; it must be at least 1")
@@ -207,8 +207,6 @@ def per_pixel_attention(
       f"implementation is {implementation!r}; it must be one of"
       f" {', '.join(PER_PIXEL_IMPLEMENTATIONS)}"
     )
-  if key is None:
-    key = jnp.zeros_like(query)
   if (relative_height is None) != (relative_width is None):
     raise ValueError(
       "relative_height and relative_width must both be given, or neither"
@@ -216,7 +214,7 @@ def per_pixel_attention(
   if relative_height is None or relative_width is None:
     relative_height = relative_width = jnp.zeros((window_size, 1), query.dtype)
   tables = relative_height, relative_width
-  checks.check_arrays(query, key, value)
+  checks.check_arrays(query, query if key is None else key, value)
   asked = f"window_size {window_size} asks for {window_size} rows"
   checks.check_tables(query, *tables, window_size, asked)
   if implementation == "direct":
@@ -228,6 +226,8 @@ def per_pixel_attention(
       window_size=window_size,
       mask_padding=mask_padding,
     )
+  if key is None:
+    key = jnp.zeros_like(query)
   before, after = per_pixel.reach(window_size)
   # The block's tables have rows for the offsets of all its keys. Those outside
   # of the window are masked.

@@ -35,8 +35,9 @@ def per_pixel_attention(
 ):
   """`halonet.ops.attention.per_pixel_attention`, directly.
 
-  Arrays, options and result as there; all five arrays are needed. Derivatives
-  are those of reverse mode.
+  Arrays, options and result as there; both tables are needed. All is computed
+  in the query's dtype, at least in float32. Derivatives are those of reverse
+  mode.
   """
   wide = jnp.promote_types(query.dtype, jnp.float32)
   logits = _position_logits(
@@ -46,7 +47,10 @@ def per_pixel_attention(
     window_size,
     mask_padding,
   )
-  maps = (x.astype(wide).reshape(*x.shape[:3], -1) for x in (query, key, value))
+  maps = (
+    None if x is None else x.astype(wide).reshape(*x.shape[:3], -1)
+    for x in (query, key, value)
+  )
   return _attend(*maps, *logits).reshape(value.shape).astype(value.dtype)
 
 
@@ -78,7 +82,7 @@ def _mask(length, window_size, dtype):
 #
 # Maps are flat here, `[batch, height, width, heads · dim]`: processors compute
 # on neighbours in memory side by side. Logits are `[window, ..., heads]`, for
-# the row of all windows that is at work.
+# the row of all windows that is at work. Without keys, `key` is None.
 
 
 @jax.custom_vjp
@@ -129,7 +133,6 @@ def _backward(saved, gradient):
 
   def step(carry, row):
     dquery, dkeys, dvalues, dcols = carry
-    shifts = _shifts(keys, row, query.shape, window_size)
     logits = _logits(query, keys, row_logits, col_logits, row)
     with jax.named_scope("softmax"):
       weights = jnp.exp(logits - log_total)
@@ -144,15 +147,17 @@ def _backward(saved, gradient):
       dvalues = _add_shifts(dvalues, parts, row)
     with jax.named_scope("softmax"):
       dlogits = weights * (dweights - mean)
-    with jax.named_scope("logits"):
-      spread = [_spread(dlogit, size) for dlogit in dlogits]
-      for one, shift in zip(spread, shifts, strict=True):
-        dquery += one * shift
-      dkeys = _add_shifts(dkeys, [one * query for one in spread], row)
+    if keys is not None:
+      with jax.named_scope("logits"):
+        spread = [_spread(dlogit, size) for dlogit in dlogits]
+        shifts = _shifts(keys, row, query.shape, window_size)
+        for one, shift in zip(spread, shifts, strict=True):
+          dquery += one * shift
+        dkeys = _add_shifts(dkeys, [one * query for one in spread], row)
     return (dquery, dkeys, dvalues, dcols + dlogits), dlogits.sum(axis=0)
 
   dcols = jnp.zeros((window_size, *row_logits.shape[:-1]), query.dtype)
-  zeros = jnp.zeros_like(query), jnp.zeros_like(keys), jnp.zeros_like(values)
+  zeros = jax.tree.map(jnp.zeros_like, (query, keys, values))
   (dquery, dkeys, dvalues, dcols), drows = lax.scan(
     step, (*zeros, dcols), jnp.arange(window_size)
   )
@@ -160,7 +165,8 @@ def _backward(saved, gradient):
   height, width = query.shape[1:3]
   inner = np.s_[:, before : before + height, before : before + width]
   drows, dcols = (jnp.moveaxis(x, 0, -1) for x in (drows, dcols))
-  return dquery, dkeys[inner], dvalues[inner], drows, dcols
+  dkey = None if keys is None else dkeys[inner]
+  return dquery, dkey, dvalues[inner], drows, dcols
 
 
 _attend.defvjp(_forward, _backward)
@@ -169,6 +175,10 @@ _attend.defvjp(_forward, _backward)
 def _logits(query, keys, row_logits, col_logits, row):
   """Of a row of all windows: `[window, batch, height, width, heads]`."""
   heads, window_size = row_logits.shape[-2:]
+  rows = lax.dynamic_index_in_dim(row_logits, row, -1, keepdims=False)
+  positions = rows + jnp.moveaxis(col_logits, -1, 0)
+  if keys is None:
+    return positions
   with jax.named_scope("logits"):
     products = jnp.stack(
       [
@@ -176,13 +186,14 @@ def _logits(query, keys, row_logits, col_logits, row):
         for shift in _shifts(keys, row, query.shape, window_size)
       ]
     )
-  rows = lax.dynamic_index_in_dim(row_logits, row, -1, keepdims=False)
-  return products + rows + jnp.moveaxis(col_logits, -1, 0)
+  return products + positions
 
 
 @jax.named_scope("neighbourhoods")
 def _bordered(x, window_size):
   """The map with zeros for what windows see beyond its border."""
+  if x is None:
+    return None
   return jnp.pad(x, ((0, 0), *[reach(window_size)] * 2, (0, 0)))
 
 

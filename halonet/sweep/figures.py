@@ -43,7 +43,12 @@ def curves(found: Sequence[Setting]) -> dict[str, list[Setting]]:
   gathered: dict[str, list[Setting]] = {}
   for setting in found:
     block = setting.first("block_size")
-    words = ["no block" if block is None else f"block {block}"]
+    if block is not None:
+      words = [f"block {block}"]
+    elif setting.first("window_size") is not None:
+      words = ["per pixel"]
+    else:
+      words = ["no block"]
     words += [
       f"{field.rpartition('.')[2]} {text}"
       for field, text in setting.values.items()

@@ -131,6 +131,8 @@ def transfer(
           resized[offsets] += 1
     if given.shape != wanted.shape:
       problems[path] = f"{path} is {given.shape}, not {wanted.shape}"
+      if "/relative_" in path and given.shape[1:] == wanted.shape[1:]:
+        problems[path] += ", and tables of even windows are not resized"
     transferred[path] = np.asarray(given, wanted.dtype)
   if problems:
     # Parameters say more than the statistics that go with them.

@@ -103,6 +103,27 @@ def test_matches_the_loop(implementation, case):
     assert np.abs(actual - wanted).max() <= 1e-5 * max(scale, 1e-3)
 
 
+@pytest.mark.parametrize(
+  "implementation", ["xla_chunked", "xla_packed", "pallas_tpu", "pallas_gpu"]
+)
+def test_every_implementation_has_even_windows(implementation):
+  inputs, output_gradient, options = arrays(
+    case((1, 9, 10, 2, 8), 4, value_dim=8)
+  )
+  attention = functools.partial(attend, list(inputs), options, implementation)
+  output, gradients = value_and_gradients(
+    attention, inputs.values(), output_gradient
+  )
+  expected = [
+    reference.per_pixel_attention(**inputs, **options),
+    *reference.per_pixel_attention(
+      **inputs, **options, output_gradient=output_gradient
+    ),
+  ]
+  for actual, wanted in zip((output, *gradients), expected, strict=True):
+    assert relative_error(actual, wanted) <= 1e-5
+
+
 def test_is_the_masked_window_of_blocks_of_any_size():
   inputs, _, options = arrays(case((1, 9, 7, 2, 4), 5))
   rows, cols = inputs.pop("relative_height"), inputs.pop("relative_width")

@@ -1,6 +1,7 @@
 """The report, from rows: means and spreads, figures, the page alone."""
 
 import csv
+import dataclasses
 import html.parser
 import io
 import itertools
@@ -40,6 +41,25 @@ def done(block, halo, seed, accuracy, **more):
     halo_size=halo,
     device="1 × TPU v4",
   )
+
+
+def test_windows_of_pixels_are_one_curve_in_their_order():
+  rows = [
+    dataclasses.replace(
+      done(0, 0, 0, accuracy),
+      values={"model.window_size": str(size), "seed": "0"},
+      block_size=None,
+      halo_size=None,
+      window_size=size,
+    )
+    for size, accuracy in ((7, 0.9), (3, 0.8), (11, 0.95))
+  ]
+  found = report.settings(rows)
+  assert [setting.window for setting in found] == [7, 3, 11]
+  ((label, members),) = figures.curves(found).items()
+  assert label == "per pixel"
+  assert [setting.window for setting in members] == [3, 7, 11]
+  assert set(figures.draw(found)) == {figures.WINDOW, figures.COSTS}
 
 
 @pytest.fixture

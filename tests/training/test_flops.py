@@ -15,6 +15,12 @@ def test_a_resnet_has_its_published_flops():
   assert training_flops(model, 224) == pytest.approx(6 * 4.1e9, rel=0.05)
 
 
+def test_masked_keys_are_no_work_of_the_model():
+  # Table 1 of SASA: 4.5 billion operations, which the blocks exceed by far.
+  model = halonet.create_model("sasa_resnet26")
+  assert training_flops(model, 224) == pytest.approx(3 * 4.5e9, rel=0.03)
+
+
 def test_rematerialisation_is_no_work_of_the_model():
   plain, again = (
     training_flops(halonet.create_model("halonet_h0", remat=remat), 64)

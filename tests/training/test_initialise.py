@@ -322,6 +322,6 @@ def test_tables_of_even_windows_are_refused(sizes):
   source, target = (
     create_model("sasa_resnet26", **SMALL, window_size=size) for size in sizes
   )
-  words = rf"relative_height is \({sizes[0]}, 2\), not \({sizes[1]}, 2\)"
+  words = rf"relative_height is \({sizes[0]}, 2\), not \({sizes[1]}, 2\), and"
   with pytest.raises(UsageError, match=words):
     transfer(source, target)
