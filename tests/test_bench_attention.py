@@ -93,16 +93,19 @@ def test_costs_against_the_window_are_drawn(bench, tmp_path, monkeypatch):
 
 def test_what_would_be_interpreted_is_left_out(bench):
   module = importlib.import_module("bench_attention")
-  assert module.implementations(None) == ["xla", "xla_chunked", "xla_packed"]
-  assert module.implementations(["pallas_gpu"]) == ["pallas_gpu"]
+  plain = ["xla", "xla_chunked", "xla_packed"]
+  assert module.implementations(None, False) == plain
+  assert module.implementations(None, True) == ["gathered", "direct", *plain]
+  assert module.implementations(["pallas_gpu"], False) == ["pallas_gpu"]
 
 
 @pytest.mark.parametrize(
   ("word", "message"),
   [
     ("--implementation=cuda", "--implementation: .*cuda"),
-    ("--model=resnet50", "--model: resnet50 has no halo attention"),
+    ("--model=resnet50", "--model: resnet50 has no local attention"),
     ("--model.block_size=0", "--model: block_size is 0"),
+    ("--model=sasa_resnet50_no_content", "--model: per-pixel attention is"),
     ("--figure=costs.pdf", "--figure is costs.pdf; it must end in .png"),
     ("--wrong", "unknown argument --wrong"),
   ],

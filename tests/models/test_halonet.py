@@ -405,7 +405,7 @@ def test_blocks_start_as_the_identity():
     (dict(stem="tiered", base_width=4), "base_width is 4; the tiered stem"),
     (dict(out_widths=(8, 8, 0, 8)), "out_widths is"),
     (dict(qk_ratio=0.01, heads=(16, 8, 8, 8)), "heads is 16, which does not"),
-    (dict(operators=("x",)), "operators is .*of the letters c, h, g"),
+    (dict(operators=("x",)), "operators is .*of the letters c, h, p, g"),
     (dict(operators=()), "operators is"),
     (dict(operators=("c", "")), "operators is"),
     (dict(operators=("c",), group_width=7), "group_width is 7"),
