@@ -20,8 +20,9 @@ more of them shares them.
     --workdir=runs/window_sasa
 
 is the question of SASA's table 4, on the digits: windows of 3, 5 and 7 pixels
-around each one. Not yet run. window.py:sasa_imagenet is the table itself, with
-the options of the command above. Not yet run either.
+around each one, in 1 min 56 s; test accuracy 0.9489, 0.9444 and 0.9667.
+window.py:sasa_imagenet is the table itself, with the options of the command
+above. Not yet run.
 
 A sweep's file holds
   base    the config that is trained, as --config of scripts/train.sh takes it
