@@ -180,7 +180,7 @@ class Row:
 
 def rows() -> list[Row]:
   """All rows, in the order in which they are computed."""
-  resnet = "configs/imagenet/resnet50.py"
+  resnet = "configs/imagenet/sasa.py:resnet50"
   calibration = [
     Row("ResNet-50 at 224", resnet, "v3:4x4", published="–"),
     # The paper does not say the size of the images.

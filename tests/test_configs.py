@@ -170,7 +170,7 @@ def test_every_model_of_the_paper_has_a_config():
 
 def test_the_papers_learning_rate():
   """SASA, A.2: 1.6 for 4096 images, after 10 of 130 epochs."""
-  config = config_lib.load_config("configs/imagenet/resnet50.py")
+  config = config_lib.load_config("configs/imagenet/sasa.py:resnet50")
   rate = config.optimizer.learning_rate * config.batch_size / 256
   assert rate == pytest.approx(1.6)
   assert config.batch_size == 128 * config.model.batch_norm_group

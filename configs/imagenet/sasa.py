@@ -1,11 +1,12 @@
-r"""SASA on ImageNet: tables 1 and 3 to 7 of "Stand-Alone Self-Attention".
+r"""SASA on ImageNet: tables 1 and 3 to 7 of its paper, and its ResNets.
 
   scripts/train.sh --config=configs/imagenet/sasa.py:sasa_resnet50 \
     --workdir=gs://BUCKET/sasa_resnet50 \
     --config.data.data_dir=gs://BUCKET/tfds
 
-The argument is one of these models. Expected is the paper's top-1 accuracy, in
-per cent; ours are not yet measured.
+The argument is one of these models; resnet50 is the one to check a set-up with.
+(That of HaloNet's table 3 is configs/imagenet/components.py:resnet50.) Expected
+is the paper's top-1 accuracy, in per cent; ours are not yet measured.
 
                             top-1  its table
   resnet26                   74.5  1
@@ -42,8 +43,8 @@ the paper does not describe: --config.data.train_split='train[:95%]'
 A device computes 32 images at a time when there are 128 of them; on N < 128
 devices add --config.accumulation_steps=128/N.
 
-"SASA" is appendix A.2 of the paper (Ramachandran et al., NeurIPS 2019); the
-rest is our choice, and the same as in configs/imagenet/resnet50.py.
+"SASA" is appendix A.2 of "Stand-Alone Self-Attention in Vision Models"
+(Ramachandran et al., NeurIPS 2019); the rest is our choice.
 """
 
 import ml_collections

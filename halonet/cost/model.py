@@ -296,10 +296,10 @@ def _kinds(operation, path, kernels, spec):
     return [(kind, cost)]
   if kind not in ("attention logits", "attention values"):
     return [(kind, cost)]
-  result = operation.result
   if operation.primitive != "dot_general":  # Of the weights' dtype.
     return [(_KINDS["attention"], cost)]
   head_dim, value_dim = _head_dims(path[0], spec)
+  result = operation.result
   if kind == "attention values":
     weights = result.elements // value_dim * operation.contracted
     values = operation.operands[operation.operands[0].elements == weights]

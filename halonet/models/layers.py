@@ -242,6 +242,7 @@ class Projection(nn.Module):
 
 
 def project(x, heads, features, dtype, name, scale=None):
+  """A `Projection` of that name: `[..., c]` → `[..., heads, head_dim]`."""
   y = Projection(heads, features, dtype, name=name)(x)
   if scale is not None:
     y = y * scale  # While it is flat.
@@ -249,6 +250,7 @@ def project(x, heads, features, dtype, name, scale=None):
 
 
 def relative_table(module, name, shape, head_dim):
+  """A parameter of the module: an embedding for every offset, `shape`."""
   return module.param(name, nn.initializers.normal(head_dim**-0.5), shape)
 
 
