@@ -284,15 +284,17 @@ def train_batches(files, size, number, *, image_dtype):
   config.data.randaugment_layers = LAYERS
   config.data.randaugment_magnitude = MAGNITUDE
 
+  def read_one(shard):
+    path = tf.gather(tf.constant(files), shard % len(files))
+    return {"image": tf.io.read_file(path), "label": tf.zeros([], tf.int64)}
+
   def read(shard, skip, take):
-    path = tf.constant(files)[shard % len(files)]
-    example = {"image": tf.io.read_file(path), "label": tf.zeros([], tf.int64)}
-    return tf.data.Dataset.from_tensors(example).skip(skip).take(take)
+    return tf.data.Dataset.from_tensors(read_one(shard)).skip(skip).take(take)
 
   # As many as ImageNet's, over and over the same: an epoch begins rarely.
   names = np.resize(np.array(files, object), EXAMPLES)
   zeros, ones = np.zeros(EXAMPLES, np.int64), np.ones(EXAMPLES, np.int64)
-  split = sources.Split(names, zeros, ones, read)
+  split = sources.Split(names, zeros, ones, read, read_one)
   return pipeline.train_batches(split, config)
 
 

@@ -264,13 +264,11 @@ def _numbered(split, segments):
     numbers = tf.data.Dataset.range(number, number + take)
     return tf.data.Dataset.zip(numbers, split.read(shard, skip, take))
 
-  def lone_example(shard, skip, take, number):
-    return number, split.read(shard, skip, take).get_single_element()
-
   segments = tf.data.Dataset.from_tensor_slices(tuple(segments))
-  if split.sizes.max() == 1:
-    # An iterator for each file would cost a tenth of a millisecond.
-    return segments.map(lone_example)
+  if split.read_one:
+    return segments.map(
+      lambda shard, skip, take, number: (number, split.read_one(shard))
+    )
   return segments.flat_map(file)
 
 

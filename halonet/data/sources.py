@@ -47,12 +47,15 @@ class Split:
     read: from scalar tensors (shard, skip, take) to a `tf.data.Dataset` of
       `take` examples of that shard's file after its first `skip`: dicts of
       `image`, the bytes of a file, and `label`, int64.
+    read_one: where each shard is a file of one example, from a scalar tensor
+      shard to that example, which is quicker than a dataset of it; else None.
   """
 
   files: np.ndarray
   skips: np.ndarray
   sizes: np.ndarray
   read: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.data.Dataset]
+  read_one: Callable[[tf.Tensor], dict[str, tf.Tensor]] | None = None
 
   @property
   def size(self) -> int:
@@ -329,15 +332,17 @@ def _files(field, root, name, labels, listed: dict[str, Iterable[str]]):
   ]
   names, numbers = tf.constant(files), tf.constant(numbers, tf.int64)
 
-  def read(shard, skip, take):
-    del skip, take  # A file is one example.
+  def read_one(shard):
     image = tf.io.read_file(tf.gather(names, shard))
-    example = {"image": image, "label": tf.gather(numbers, shard)}
-    return tf.data.Dataset.from_tensors(example)
+    return {"image": image, "label": tf.gather(numbers, shard)}
+
+  def read(shard, skip, take):
+    return tf.data.Dataset.from_tensors(read_one(shard)).skip(skip).take(take)
 
   return Split(
     files=np.array(files),
     skips=np.zeros(len(files), np.int64),
     sizes=np.ones(len(files), np.int64),
     read=read,
+    read_one=read_one,
   )

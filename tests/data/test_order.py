@@ -14,16 +14,22 @@ from halonet.data import order, sources
 def shards(sizes, skip=0):
   """A split of invented shards, whose examples say where they are from."""
 
-  def read(shard, skip, take):
-    def example(record):
-      parts = [tf.strings.as_string(shard), tf.strings.as_string(record)]
-      return {"image": tf.strings.join(parts, "/"), "label": record}
+  def example(shard, record):
+    parts = [tf.strings.as_string(shard), tf.strings.as_string(record)]
+    return {"image": tf.strings.join(parts, "/"), "label": record}
 
-    return tf.data.Dataset.range(skip, skip + take).map(example)
+  def read(shard, skip, take):
+    records = tf.data.Dataset.range(skip, skip + take)
+    return records.map(lambda record: example(shard, record))
+
+  def read_one(shard):
+    return example(shard, tf.constant(skip, tf.int64))
 
   sizes = np.array(sizes, np.int64)
   files = np.array([f"file{number}" for number in range(len(sizes))])
-  return sources.Split(files, np.full(len(sizes), skip, np.int64), sizes, read)
+  skips = np.full(len(sizes), skip, np.int64)
+  lone = read_one if sizes.max() == 1 else None
+  return sources.Split(files, skips, sizes, read, lone)
 
 
 def order_config(batch_size, buffer=100):
@@ -61,6 +67,9 @@ def stream(split, config, steps, start=0):
   buffer=40,
   start=5,
   skip=2,
+)
+@hypothesis.example(  # Files of one example each, without a shuffle buffer.
+  sizes=[1] * 37, batch_size=12, buffer=40, start=5, skip=0
 )
 def test_any_number_of_processes_reads_the_same_stream(
   sizes, batch_size, buffer, start, skip

@@ -1,6 +1,7 @@
 """Where images come from, and what is said when they do not."""
 
 import pytest
+import tensorflow as tf
 
 from halonet.data import sources
 from halonet.errors import UsageError
@@ -119,6 +120,8 @@ def test_a_folder_has_classes_by_name(folder):
   assert int(example["label"]) == 1
   with open(split.files[20], "rb") as file:
     assert example["image"] == file.read()
+  for name, value in split.read_one(tf.constant(20)).items():
+    assert value.numpy() == example[name]
   assert split.where(20) == split.files[20]
 
 
