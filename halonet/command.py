@@ -86,7 +86,9 @@ def check_output(flag: str, file: pathlib.Path | None, suffix="") -> None:
     raise UsageError(f"{flag} is {file}; it must end in {suffix}")
 
 
-def model_fields(words: Sequence[str]) -> dict[str, Any]:
+def model_fields(
+  words: Sequence[str], prefix: str = "--model."
+) -> dict[str, Any]:
   """Reads a model's fields from words such as `--model.block_size=4`.
 
   Raises:
@@ -94,8 +96,8 @@ def model_fields(words: Sequence[str]) -> dict[str, Any]:
   """
   fields = {}
   for word in words:
-    field, equals, text = word.removeprefix("--model.").partition("=")
-    if not word.startswith("--model."):
+    field, equals, text = word.removeprefix(prefix).partition("=")
+    if not word.startswith(prefix):
       raise UsageError(f"unknown argument {word}; see --help")
     if not equals:
       raise UsageError(f"{word}: write {word}=VALUE")

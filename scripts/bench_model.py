@@ -1,14 +1,16 @@
 """Measures a model: images per second, peak memory, compile time.
 
   python scripts/bench_model.py [--model=halonet_h1] [--image_size=256]
-      [--batch_size=8] [--model.FIELD=VALUE ...] [--peer=timm] [--json=FILE]
+      [--batch_size=8] [--model.FIELD=VALUE ...] [--json=FILE]
+      [--peer=timm | --other.FIELD=VALUE ...]
 
 Two things are run: the forward pass of an inference, and the whole training
 step of this project, from images to updated weights. With --peer=timm also
 timm's model, whose training step is the same: loss, gradients, SGD with
 momentum; ours is then the same network, NAME_timm where there is one. On a GPU
 timm's runs as fast as timm makes it: compiled by torch.compile, channels last,
-and with AMP if the dtype is bfloat16.
+and with AMP if the dtype is bfloat16. With --other.FIELD=VALUE also another
+form of our model, which has these fields instead.
 
 Each contender is a process of its own, and all cores are its own while the
 others wait. They take turns in rounds, and medians are compared. Peak memory is
@@ -60,7 +62,10 @@ def main() -> None:
     if getattr(arguments, name) <= 0:
       parser.error(f"--{name} must be above 0")
   command.check_output("--json", arguments.json)
+  others = [word for word in rest if word.startswith("--other.")]
+  rest = [word for word in rest if word not in others]
   arguments.fields = command.model_fields(rest)
+  arguments.other = command.model_fields(others, "--other.")
   check(arguments)
   if arguments.peer and f"{arguments.model}_timm" in halonet.list_models():
     arguments.model += "_timm"
@@ -69,6 +74,8 @@ def main() -> None:
   contenders = [("halonet", run_jax)]
   if arguments.peer:
     contenders.append(("timm", run_timm))
+  if arguments.other:
+    contenders.append(("other", run_other))
   print(
     f"{arguments.model} at {arguments.image_size} pixels, batches of"
     f" {arguments.batch_size}, {arguments.dtype}",
@@ -79,7 +86,8 @@ def main() -> None:
   if arguments.json:
     settings = {
       name: getattr(arguments, name)
-      for name in ("model", "image_size", "batch_size", "dtype", "fields")
+      for name in vars(arguments)
+      if name not in ("step", "peer", "rounds", "seconds", "json")
     }
     result = json.dumps({"settings": settings, "found": found}, indent=2)
     arguments.json.write_text(result + "\n")
@@ -90,13 +98,15 @@ def check(arguments: argparse.Namespace) -> None:
   """Says what is wrong before any process starts."""
   from halonet.models import registry
 
-  try:
-    registry.create_model(
-      arguments.model, dtype=arguments.dtype, **arguments.fields
-    )
-  except ValueError as error:
-    raise UsageError(f"--model: {error}") from None
+  for option, fields in ("--model", {}), ("--other", arguments.other):
+    fields = arguments.fields | fields
+    try:
+      registry.create_model(arguments.model, dtype=arguments.dtype, **fields)
+    except ValueError as error:
+      raise UsageError(f"{option}: {error}") from None
   if arguments.peer:
+    if arguments.other:
+      raise UsageError("--other and --peer: one of them at a time")
     if set(arguments.fields) - {"attention_implementation"}:
       raise UsageError("--peer=timm has timm's fields; leave out --model.FIELD")
     try:
@@ -136,12 +146,15 @@ def measure(step, contenders, arguments) -> dict[str, dict]:
 
 
 def table(found: dict[str, dict[str, dict]]) -> str:
+  # All steps have the same contenders; ours is the first of one or two.
+  against = [*next(iter(found.values())), "–"][1]
   lines = [
-    "| step | | images/s | ÷ timm | peak memory, GiB | ÷ timm | compiled in |",
+    f"| step | | images/s | ÷ {against} | peak memory, GiB | ÷ {against} |"
+    " compiled in |",
     "|---|---|--:|--:|--:|--:|--:|",
   ]
   for step, contenders in found.items():
-    peer = contenders.get("timm")
+    peer = contenders.get(against)
     for name, own in contenders.items():
       speed = memory = "–"
       if peer and own is not peer:
@@ -280,6 +293,12 @@ def run_jax(step, arguments):
     metrics["loss"].block_until_ready()
 
   return call, device, memory
+
+
+def run_other(step, arguments):
+  """A call of our step with the other form of the model."""
+  arguments.fields |= arguments.other
+  return run_jax(step, arguments)
 
 
 def run_timm(step, arguments):

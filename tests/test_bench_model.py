@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,6 +48,24 @@ def test_measures_our_step(bench, step, tmp_path, capsys):
   assert own["compile_seconds"] > 0 and own["peak_memory_bytes"] > 1e8
 
 
+def test_measures_another_form_of_the_model(bench, tmp_path, capsys):
+  file = tmp_path / "found.json"
+  bench(*SMALL, "--step=forward", "--other.halo_size=4", f"--json={file}")
+  output = capsys.readouterr().out
+  assert (
+    "| step | | images/s | ÷ other | peak memory, GiB | ÷ other |" in output
+  )
+  result = json.loads(file.read_text())
+  assert result["settings"]["other"] == {"halo_size": 4}
+  assert len(result["found"]["forward"]["other"]["rates"]) == 2
+
+
+def test_the_other_form_has_its_fields(bench, monkeypatch):
+  monkeypatch.setattr(bench.module, "run_jax", lambda _, given: given.fields)
+  given = SimpleNamespace(fields={"a": 1, "b": 1}, other={"b": 2})
+  assert bench.module.run_other("train", given) == {"a": 1, "b": 2}
+
+
 def test_ratios_are_those_of_the_medians(bench):
   own = dict(images_per_second=60, peak_memory_bytes=2**29, compile_seconds=1)
   peer = dict(images_per_second=20, peak_memory_bytes=2**30, compile_seconds=2)
@@ -72,6 +91,7 @@ def test_a_contender_that_fails_is_said(bench):
     ("--model=halonet_h9", "--model: .*did you mean halonet_h"),
     ("--model.block_size=0", "--model: block_size is 0"),
     ("--model.dtype=bfloat16", "has an option of its own for it"),
+    ("--other.block_size=0", "--other: block_size is 0"),
     ("--wrong", "unknown argument --wrong"),
     ("--json=nowhere/x.json", "--json: there is no folder nowhere"),
   ],
