@@ -13,13 +13,15 @@ import json, sys
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from halonet.models.layers import HaloAttention
+from halonet.models.per_pixel import PerPixelAttention
 from halonet.training.state import batch_sharding, make_mesh, replicated
 
 name, options, fields = map(json.loads, sys.argv[1:4])
 mesh = make_mesh(topologies.get_topology_desc(
   platform="tpu", topology_name=name, **options
 ).devices)
-layer = HaloAttention(dtype=jnp.bfloat16, **fields)
+kind = PerPixelAttention if "window_size" in fields else HaloAttention
+layer = kind(dtype=jnp.bfloat16, **fields)
 
 def gradients(params, x):
   def loss(params, x):
@@ -46,6 +48,7 @@ print("CALLS", text.count('custom_call_target="tpu_custom_call"'))
     dict(block_size=8, halo_size=3),
     dict(block_size=10, halo_size=3, stride=2, value_features=256),
     dict(block_size=14, halo_size=2, mask_window=True, mask_padding=False),
+    dict(window_size=14),
   ],
 )
 @pytest.mark.parametrize("generation", ["v4", "v5e", "v5p", "v6e"])
