@@ -163,14 +163,21 @@ def test_every_model_of_the_paper_has_a_config():
       assert config.data.image_size == size, source
   families = list_models("halonet_h?"), list_models("halonet_h7_conv*")
   families += list_models("halonet50*"), list_models("halonet_h4_base128*")
+  families += list_models("sasa_*"), ["resnet26", "resnet38", "resnet50"]
   ours = {name for family in families for name in family}
   ours -= {"halonet50ts"}  # timm's.
   assert ours <= trained
 
 
-def test_the_papers_learning_rate():
+@pytest.mark.parametrize("variant", ["resnet50", "sasa_resnet50_full"])
+def test_the_papers_recipe(variant):
   """SASA, A.2: 1.6 for 4096 images, after 10 of 130 epochs."""
-  config = config_lib.load_config("configs/imagenet/sasa.py:resnet50")
-  rate = config.optimizer.learning_rate * config.batch_size / 256
+  config = config_lib.load_config(f"configs/imagenet/sasa.py:{variant}")
+  assert config.batch_size == 4096 == 128 * config.model.batch_norm_group
+  optimizer = config.optimizer
+  rate = optimizer.learning_rate * config.batch_size / 256
   assert rate == pytest.approx(1.6)
-  assert config.batch_size == 128 * config.model.batch_norm_group
+  assert optimizer.name == "sgd"
+  assert (optimizer.warmup_steps, config.steps) == ("10 epochs", "130 epochs")
+  assert config.ema_decay == 0.9999
+  assert not config.data.randaugment_layers and not config.label_smoothing

@@ -198,6 +198,7 @@ def _stem(network, x, norm, activation):
     x = per_pixel.AttentionStem(
       width,
       values or "mixed",
+      network.mask_padding,
       _of_blocks(network.attention_implementation),
       dtype,
       name="stem",

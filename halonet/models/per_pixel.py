@@ -15,6 +15,7 @@ from halonet.models.layers import average_pool, project, relative_table
 from halonet.models.spec import check_heads, check_per_pixel
 from halonet.ops import blocks, relative
 from halonet.ops.attention import blocked_local_attention, per_pixel_attention
+from halonet.ops.checks import check_count
 
 
 class PerPixelAttention(nn.Module):
@@ -69,8 +70,13 @@ class PerPixelAttention(nn.Module):
         range.
     """
     check_per_pixel(self.window_size, self.position, self.content)
-    qk_features = self.qk_features or x.shape[-1]
-    value_features = self.value_features or x.shape[-1]
+    check_count("stride", self.stride)
+    qk_features, value_features = (
+      x.shape[-1] if features is None else features
+      for features in (self.qk_features, self.value_features)
+    )
+    check_count("qk_features", qk_features)
+    check_count("value_features", value_features)
     halves = self.position == "relative"
     check_heads(self.heads, qk_features, value_features, halves)
     head_dim = qk_features // self.heads
@@ -130,8 +136,11 @@ class AttentionStem(nn.Module):
     features: width of queries, keys and values. `HEADS` must divide it.
     values: "mixed", spatially-aware: every place in the block has a matrix of
       its own, a mixture of `MIXTURES` learned ones; "linear", the same matrix
-      everywhere; or "conv", a 3×3 convolution (table 7; the paper does not say
-      how large).
+      everywhere; or "conv", a 3×3 convolution. The last two are our reading of
+      table 7, which says no more than that they are stand-alone attention, and
+      attention with a convolution for the values.
+    mask_padding: leaves out of the softmax the places of a last block that
+      lie beyond the border.
     implementation: of the attention, as `blocked_local_attention` takes it.
     dtype: of the computation; parameters are float32.
   """
@@ -142,6 +151,7 @@ class AttentionStem(nn.Module):
 
   features: int
   values: str
+  mask_padding: bool = True
   implementation: str = "auto"
   dtype: DTypeLike = jnp.float32
 
@@ -183,6 +193,7 @@ class AttentionStem(nn.Module):
       no_positions,
       block_size=size,
       halo_size=0,
+      mask_padding=self.mask_padding,
       implementation=self.implementation,
     )
     return output.reshape(*x.shape[:3], features)
@@ -210,6 +221,13 @@ class MixedValues(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w v"]:
+    """Maps `[batch, height, width, channels]` to as many features.
+
+    Raises:
+      ValueError: if a field is out of range.
+    """
+    check_count("block_size", self.block_size)
+    check_count("mixtures", self.mixtures)
     size, width = self.block_size, self.EMBEDDING
     normal = nn.initializers.normal(1.0)
     rows = self.param("rows", normal, (size, width))

@@ -11,6 +11,7 @@ import itertools
 
 from halonet.models.typed import typed
 from halonet.ops.attention import PER_PIXEL_IMPLEMENTATIONS
+from halonet.ops.checks import check_count
 
 STEMS = (
   "conv7",
@@ -301,8 +302,7 @@ def check_heads(
 
 def check_per_pixel(window_size: int, position: str, content: bool) -> None:
   """Raises ValueError unless per-pixel attention can be so."""
-  if window_size < 1:
-    raise ValueError(f"window_size is {window_size}; it must be at least 1")
+  check_count("window_size", window_size)
   if position not in POSITIONS:
     raise ValueError(f"position is {position!r}; it must be one of {POSITIONS}")
   if not content and position != "relative":

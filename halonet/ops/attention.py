@@ -190,7 +190,8 @@ def per_pixel_attention(
       no more operations than the windows hold, and the least memory; or the
       way in which `blocked_local_attention` is to compute the same with blocks
       whose keys outside of the window are masked: more operations, but in
-      products that chips are fast at. "auto" is one of these.
+      products that chips are fast at. "auto" is one of these. "direct" has
+      derivatives of reverse mode alone, as most of the others.
 
   Returns:
     `[batch, height, width, heads, value_dim]` in the dtype of `value`. Logits
@@ -200,8 +201,7 @@ def per_pixel_attention(
     ValueError: if a size is out of range or the shapes do not fit, or if
       kernels are asked for and cannot serve them.
   """
-  if window_size < 1:
-    raise ValueError(f"window_size is {window_size}; it must be at least 1")
+  checks.check_count("window_size", window_size)
   if implementation not in PER_PIXEL_IMPLEMENTATIONS:
     raise ValueError(
       f"implementation is {implementation!r}; it must be one of"
@@ -214,7 +214,7 @@ def per_pixel_attention(
   if relative_height is None or relative_width is None:
     relative_height = relative_width = jnp.zeros((window_size, 1), query.dtype)
   tables = relative_height, relative_width
-  checks.check_arrays(query, query if key is None else key, value)
+  checks.check_arrays(query, key, value)
   asked = f"window_size {window_size} asks for {window_size} rows"
   checks.check_tables(query, *tables, window_size, asked)
   if implementation == "direct":

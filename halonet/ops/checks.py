@@ -1,5 +1,7 @@
 """What attention asks of its arguments, in words for who gave them."""
 
+import numbers
+
 from halonet.ops import relative
 
 
@@ -29,17 +31,31 @@ def check_blocked(
   check_tables(query, relative_height, relative_width, offsets, asked)
 
 
+def check_count(name, value):
+  """Raises ValueError unless the value is a whole number of at least 1."""
+  if not isinstance(value, numbers.Integral) or value < 1:
+    raise ValueError(
+      f"{name} is {value}; it must be a whole number of at least 1"
+    )
+
+
 def check_arrays(query, key, value):
-  """Raises ValueError unless the maps fit together."""
+  """Raises ValueError unless the maps fit together; the key may be None."""
   if query.ndim != 5:
     raise ValueError(
       "query must be [batch, height, width, heads, head_dim], not"
       f" {list(query.shape)}"
     )
-  if key.shape != query.shape or value.shape[:-1] != query.shape[:-1]:
+  if 0 in query.shape[1:]:
+    raise ValueError(f"query is empty: its shape is {list(query.shape)}")
+  given = f"query {query.shape}"
+  if key is not None:
+    given += f", key {key.shape}"
+  same = value.shape[:-1] == query.shape[:-1]
+  if not same or (key is not None and key.shape != query.shape):
     raise ValueError(
-      f"query {query.shape}, key {key.shape} and value {value.shape} must"
-      " agree in all but the last axis of value"
+      f"{given} and value {value.shape} must agree in all but the last axis of"
+      " value"
     )
 
 

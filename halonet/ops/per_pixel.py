@@ -36,8 +36,9 @@ def per_pixel_attention(
   """`halonet.ops.attention.per_pixel_attention`, directly.
 
   Arrays, options and result as there; both tables are needed. All is computed
-  in the query's dtype, at least in float32. Derivatives are those of reverse
-  mode.
+  in the query's dtype, at least in float32 (the positions' products as
+  precisely as JAX multiplies float32 matrices on the device). Derivatives are
+  those of reverse mode.
   """
   wide = jnp.promote_types(query.dtype, jnp.float32)
   logits = _position_logits(

@@ -45,7 +45,8 @@ MILLIONS = {
   "sasa_resnet50_stages123": 22.7,
   "sasa_resnet50_no_content": 16.7,
 } | {name: figures[0] for name, figures in TABLE_1.items()}
-# What the paper seems to have cut off rather than rounded: 14.17, 25.09, 16.76.
+# Theirs are 14.17, 25.09 and 16.76, as if the paper had cut them off; exact
+# counts are in tests/models/test_halonet.py.
 CUT = {
   "sasa_resnet38",
   "sasa_resnet38_full",
@@ -205,6 +206,18 @@ def test_the_layer_is_projections_attention_and_a_pool():
   np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
 
 
+def test_absolute_positions_are_added_to_the_input():
+  absolute = PerPixelAttention(heads=2, window_size=3, position="absolute")
+  bare = PerPixelAttention(heads=2, window_size=3, position="none")
+  x = jax.random.normal(jax.random.key(0), (1, 7, 6, 8))
+  variables = absolute.init(jax.random.key(1), x)
+  output = absolute.apply(variables, x)
+  np.testing.assert_allclose(
+    output, bare.apply(variables, x + sinusoids(7, 6, 8)), atol=1e-6
+  )
+  assert np.abs(output - bare.apply(variables, x)).max() > 0.1
+
+
 def test_sinusoids_tell_all_pixels_apart():
   table = np.asarray(sinusoids(9, 11, 16)).reshape(99, 16)
   apart = np.linalg.norm(table[:, None] - table, axis=-1)
@@ -239,6 +252,43 @@ def test_mixed_values_are_those_of_the_formula():
     )
     expected[0, y, x_] = np.asarray(x[0, y, x_], np.float64) @ matrix
   np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+@pytest.mark.parametrize("values", ["mixed", "linear", "conv"])
+def test_the_stem_is_attention_of_four_heads_in_blocks(values, mask_padding):
+  stem = AttentionStem(features=8, values=values, mask_padding=mask_padding)
+  x = jax.random.normal(jax.random.key(0), (1, 6, 9, 3))
+  variables = stem.init(jax.random.key(1), x)
+  params = jax.tree.map(
+    lambda x: np.asarray(x, np.float64), variables["params"]
+  )
+  query, key = (
+    np.einsum("byxc,cnd->byxnd", x, params[name]["kernel"])
+    for name in ("query", "key")
+  )
+  if values == "linear":
+    value = np.einsum("byxc,cnd->byxnd", x, params["value"]["kernel"])
+  else:  # Both have a test, or a library, of their own.
+    made = {
+      "mixed": MixedValues(8, 4, 4),
+      "conv": nn.Conv(8, (3, 3), use_bias=False),
+    }
+    value = made[values].apply({"params": variables["params"]["value"]}, x)
+    value = np.asarray(value, np.float64).reshape(1, 6, 9, 4, 2)
+  if not mask_padding:
+    widths = (0, 0), (0, 2), (0, 3), (0, 0), (0, 0)
+    query, key, value = (np.pad(map_, widths) for map_ in (query, key, value))
+  expected = np.zeros((1, 6, 9, 4, 2))
+  for row, col, head in np.ndindex(6, 9, 4):
+    top, left = row - row % 4, col - col % 4
+    place = 0, slice(top, top + 4), slice(left, left + 4), head
+    logits = key[place] @ query[0, row, col, head] / math.sqrt(2)
+    weights = np.exp(logits) / np.exp(logits).sum()
+    expected[0, row, col, head] = np.einsum("yx,yxd->d", weights, value[place])
+  np.testing.assert_allclose(
+    stem.apply(variables, x), expected.reshape(1, 6, 9, 8), atol=1e-5
+  )
 
 
 @pytest.mark.parametrize(
@@ -302,7 +352,7 @@ def test_a_map_that_moves_by_the_stride_moves_the_features():
 @pytest.mark.parametrize(
   "fields, words",
   [
-    (dict(window_size=0), "window_size is 0; it must be at least 1"),
+    (dict(window_size=0), "window_size is 0; it must be a whole number of"),
     (dict(position="polar"), "position is 'polar'; it must be one of"),
     (dict(content=False, position="none"), "nothing is left to attend by"),
     (dict(stem="attention", base_width=18), "ask for a multiple of 4"),
@@ -333,14 +383,17 @@ def test_all_models_take_the_paper_size():
 @pytest.mark.parametrize(
   "layer, words",
   [
-    (PerPixelAttention(2, 0), "window_size is 0"),
+    (PerPixelAttention(2, 3.5), "window_size is 3.5; it must be a whole"),
     (PerPixelAttention(2, 3, position="polar"), "position is 'polar'"),
     (
       PerPixelAttention(2, 3, content=False, position="none"),
       "nothing is left",
     ),
     (AttentionStem(8, "nonsense"), "values is 'nonsense'; it must be one of"),
+    (PerPixelAttention(2, 3, stride=0), "stride is 0; it must be a whole"),
+    (PerPixelAttention(2, 3, qk_features=0), "qk_features is 0"),
     (AttentionStem(6, "linear"), "heads is 4, which does not divide"),
+    (MixedValues(8, 4, 0), "mixtures is 0; it must be a whole number"),
   ],
 )
 def test_impossible_layers_are_named(layer, words):
