@@ -132,14 +132,9 @@ def narrow(**fields):
   "fields",
   [
     dict(),
-    dict(window_size=4),
-    dict(position="absolute"),
-    dict(position="none"),
     dict(content=False),
     dict(operators=("p", "h"), block_size=4, halo_size=1),
     dict(stem="attention"),
-    dict(stem="attention_linear"),
-    dict(stem="attention_conv"),
   ],
   ids=str,
 )
