@@ -102,7 +102,7 @@ def model_fields(
     if not equals:
       raise UsageError(f"{word}: write {word}=VALUE")
     if field in ("name", "dtype", "num_classes"):
-      raise UsageError(f"{word}: the command has an option of its own for it")
+      raise UsageError(f"{word}: {field} is no field to set so; see --help")
     try:
       fields[field] = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):

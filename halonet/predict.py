@@ -32,7 +32,7 @@ def main() -> None:
   parser.add_argument(
     "--attention",
     metavar="FILE.png",
-    help="draws where the last attention layer looks, of one image",
+    help="draws where the last blocked attention layer looks, of one image",
   )
   parser.add_argument(
     "--pixel",

@@ -10,7 +10,7 @@ timm's model, whose training step is the same: loss, gradients, SGD with
 momentum; ours is then the same network, NAME_timm where there is one. On a GPU
 timm's runs as fast as timm makes it: compiled by torch.compile, channels last,
 and with AMP if the dtype is bfloat16. With --other.FIELD=VALUE also another
-form of our model, which has these fields instead.
+form of our model, which has these fields instead, and takes turns with it.
 
 Each contender is a process of its own, and all cores are its own while the
 others wait. They take turns in rounds, and medians are compared. Peak memory is
@@ -34,6 +34,7 @@ from halonet import command
 from halonet.errors import RunError, UsageError
 
 STEPS = ("forward", "train")
+SETTINGS = ("model", "image_size", "batch_size", "dtype", "fields", "other")
 CLASSES = 1000
 
 
@@ -64,14 +65,14 @@ def main() -> None:
   command.check_output("--json", arguments.json)
   others = [word for word in rest if word.startswith("--other.")]
   rest = [word for word in rest if word not in others]
-  arguments.fields = command.model_fields(rest)
   arguments.other = command.model_fields(others, "--other.")
+  arguments.fields = command.model_fields(rest)
   check(arguments)
   if arguments.peer and f"{arguments.model}_timm" in halonet.list_models():
     arguments.model += "_timm"
 
   steps = arguments.step or STEPS
-  contenders = [("halonet", run_jax)]
+  contenders = [("ours", run_jax)]
   if arguments.peer:
     contenders.append(("timm", run_timm))
   if arguments.other:
@@ -84,11 +85,7 @@ def main() -> None:
   found = {step: measure(step, contenders, arguments) for step in steps}
   print(table(found))
   if arguments.json:
-    settings = {
-      name: getattr(arguments, name)
-      for name in vars(arguments)
-      if name not in ("step", "peer", "rounds", "seconds", "json")
-    }
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
     result = json.dumps({"settings": settings, "found": found}, indent=2)
     arguments.json.write_text(result + "\n")
     print(f"Wrote {arguments.json}")
@@ -98,8 +95,10 @@ def check(arguments: argparse.Namespace) -> None:
   """Says what is wrong before any process starts."""
   from halonet.models import registry
 
-  for option, fields in ("--model", {}), ("--other", arguments.other):
-    fields = arguments.fields | fields
+  forms = {"--model": arguments.fields}
+  if arguments.other:
+    forms["--other"] = arguments.fields | arguments.other
+  for option, fields in forms.items():
     try:
       registry.create_model(arguments.model, dtype=arguments.dtype, **fields)
     except ValueError as error:

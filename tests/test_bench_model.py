@@ -38,11 +38,11 @@ def test_measures_our_step(bench, tmp_path, capsys):
   step, file = "train", tmp_path / "found.json"
   bench(*SMALL, f"--step={step}", f"--json={file}")
   output = capsys.readouterr().out
-  assert f"{step}: round 2/2 halonet" in output
+  assert f"{step}: round 2/2 ours" in output
   assert output.endswith(f"Wrote {file}\n")
   result = json.loads(file.read_text())
   assert result["settings"]["fields"]["depths"] == [1]
-  own = result["found"][step]["halonet"]
+  own = result["found"][step]["ours"]
   assert len(own["rates"]) == 2 and own["images_per_second"] > 0
   assert own["compile_seconds"] > 0 and own["peak_memory_bytes"] > 1e8
 
@@ -56,7 +56,7 @@ def test_measures_two_forms_of_the_model(bench, tmp_path, capsys):
   )
   result = json.loads(file.read_text())
   assert result["settings"]["other"] == {"halo_size": 4}
-  for name in ("halonet", "other"):
+  for name in ("ours", "other"):
     found = result["found"]["forward"][name]
     assert len(found["rates"]) == 2 and found["images_per_second"] > 0
 
@@ -70,8 +70,8 @@ def test_the_other_form_has_its_fields(bench, monkeypatch):
 def test_ratios_are_those_of_the_medians(bench):
   own = dict(images_per_second=60, peak_memory_bytes=2**29, compile_seconds=1)
   peer = dict(images_per_second=20, peak_memory_bytes=2**30, compile_seconds=2)
-  table = bench.module.table({"forward": {"halonet": own, "timm": peer}})
-  assert "| forward | halonet | 60.00 | 3.00 | 0.50 | 0.50 | 1.0 s |" in table
+  table = bench.module.table({"forward": {"ours": own, "timm": peer}})
+  assert "| forward | ours | 60.00 | 3.00 | 0.50 | 0.50 | 1.0 s |" in table
   assert "| forward | timm | 20.00 | – | 1.00 | – | 2.0 s |" in table
 
 
@@ -91,8 +91,10 @@ def test_a_contender_that_fails_is_said(bench):
   [
     ("--model=halonet_h9", "--model: .*did you mean halonet_h"),
     ("--model.block_size=0", "--model: block_size is 0"),
-    ("--model.dtype=bfloat16", "has an option of its own for it"),
+    ("--model.dtype=bfloat16", "dtype is no field to set so"),
     ("--other.block_size=0", "--other: block_size is 0"),
+    ("--other.block_size", "write --other.block_size=VALUE"),
+    ("--other.name=resnet50", "name is no field to set so"),
     ("--wrong", "unknown argument --wrong"),
     ("--json=nowhere/x.json", "--json: there is no folder nowhere"),
   ],

@@ -71,9 +71,9 @@ def blocked_local_attention(
       SASA (HaloNet, figure 6), at the cost of the whole neighbourhood.
     relative_stride: pixels between neighbouring queries as the relative
       offsets count them: `stride`, unless weights were trained otherwise.
-    implementation: "xla", operations that XLA fuses (`halonet.ops.folded`);
-      "xla_chunked", the same for a few images at a time, for CPUs (like the
-      kernels, without derivatives of forward mode);
+    implementation: "xla", operations that XLA fuses (`halonet.ops.folded`), the
+      only one with derivatives of forward mode;
+      "xla_chunked", the same for a few images at a time, for CPUs;
       "xla_packed", for TPUs without a kernel (`halonet.ops.packed`);
       "pallas_tpu" and "pallas_gpu", fused kernels for TPUs and for GPUs, which
       elsewhere are interpreted, slowly; or "auto", what is best where this
@@ -190,8 +190,8 @@ def per_pixel_attention(
       no more operations than the windows hold, and the least memory; or the
       way in which `blocked_local_attention` is to compute the same with blocks
       whose keys outside of the window are masked: more operations, but in
-      products that chips are fast at. "auto" is one of these. "direct" has
-      derivatives of reverse mode alone, as most of the others.
+      products that chips are fast at. "auto" is one of these. Derivatives of
+      forward mode only "xla" has.
 
   Returns:
     `[batch, height, width, heads, value_dim]` in the dtype of `value`. Logits
