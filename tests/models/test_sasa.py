@@ -131,7 +131,6 @@ def narrow(**fields):
 @pytest.mark.parametrize(
   "fields",
   [
-    dict(),
     dict(content=False),
     dict(operators=("p", "h"), block_size=4, halo_size=1),
     dict(stem="attention"),

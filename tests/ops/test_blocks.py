@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from halonet.ops import blocks
 
 # Every case compiles its own programs.
-FEW = settings(max_examples=25)
+FEW = settings(max_examples=15)
 
 
 @FEW
