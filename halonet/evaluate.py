@@ -19,11 +19,11 @@ def main() -> None:
   arguments = parser.parse_args()
 
   from halonet.data import sources
+  from halonet.parallel import make_mesh
   from halonet.training.checks import check_devices
   from halonet.training.evaluation import evaluate
   from halonet.training.processes import check_same, say, together
   from halonet.training.restore import restore_model
-  from halonet.training.state import make_mesh
   from halonet.training.step import make_eval_step
 
   distributed.initialize(arguments)

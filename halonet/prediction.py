@@ -20,8 +20,8 @@ from halonet.interop.pretrained import (
   load_pretrained,
 )
 from halonet.models.network import Network
+from halonet.parallel import make_mesh
 from halonet.training.restore import restore_model
-from halonet.training.state import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)

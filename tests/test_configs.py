@@ -12,15 +12,11 @@ import pytest
 
 from halonet.errors import UsageError
 from halonet.models.registry import get_entry, list_models
+from halonet.parallel import make_mesh
 from halonet.training import checks, durations
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
-from halonet.training.state import (
-  abstract_batch,
-  abstract_state,
-  make_init,
-  make_mesh,
-)
+from halonet.training.state import abstract_batch, abstract_state, make_init
 from halonet.training.step import make_train_step
 
 FILES = [

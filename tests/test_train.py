@@ -15,10 +15,11 @@ import pytest
 
 from halonet import train
 from halonet.data import pipeline, sources
+from halonet.parallel import make_mesh
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.config import create_model
 from halonet.training.optimizer import make_optimizer
-from halonet.training.state import abstract_state, make_init, make_mesh
+from halonet.training.state import abstract_state, make_init
 from halonet.training.workdir import Workdir
 from tests.conftest import (
   arguments,

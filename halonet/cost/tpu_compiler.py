@@ -33,17 +33,11 @@ from jax.sharding import Mesh
 from halonet.chips import find_chip
 from halonet.cost import hlo
 from halonet.errors import UsageError
+from halonet.parallel import batch_sharding, make_mesh, replicated
 from halonet.training import config as config_lib
 from halonet.training import durations
 from halonet.training import optimizer as optimizer_lib
-from halonet.training.state import (
-  abstract_batch,
-  abstract_state,
-  batch_sharding,
-  make_init,
-  make_mesh,
-  replicated,
-)
+from halonet.training.state import abstract_batch, abstract_state, make_init
 from halonet.training.step import make_eval_step, make_train_step
 
 # Examples of an epoch, for durations in epochs: it changes constants alone.

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from halonet.data import pipeline
 from halonet.data.sources import Split
 from halonet.errors import RunError
-from halonet.training.state import TrainState, batch_sharding
+from halonet.parallel import batch_sharding
+from halonet.training.state import TrainState
 from halonet.training.step import Metrics
 
 

@@ -21,8 +21,9 @@ from halonet.interop import pretrained, timm
 from halonet.models.network import Network
 from halonet.models.registry import model_fields
 from halonet.models.spec import NetworkSpec
+from halonet.parallel import replicated
 from halonet.training.restore import restore_model
-from halonet.training.state import TrainState, replicated
+from halonet.training.state import TrainState
 
 _MOST_NAMED = 5
 

@@ -13,6 +13,7 @@ from clu import parameter_overview
 
 from halonet.data import pipeline, sources
 from halonet.errors import RunError
+from halonet.parallel import batch_sharding, make_mesh
 from halonet.training import checks, durations, initialise, processes
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
@@ -24,13 +25,7 @@ from halonet.training.metrics import Progress, open_writer
 from halonet.training.processes import say, together
 from halonet.training.profiler import Profiler
 from halonet.training.signals import Stopped, StopSignals
-from halonet.training.state import (
-  abstract_batch,
-  abstract_state,
-  batch_sharding,
-  make_init,
-  make_mesh,
-)
+from halonet.training.state import abstract_batch, abstract_state, make_init
 from halonet.training.step import make_eval_step, make_train_step
 from halonet.training.workdir import Workdir
 

@@ -8,10 +8,11 @@ import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+
+from halonet.parallel import batch_sharding, replicated
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -31,20 +32,6 @@ class TrainState(flax.struct.PyTreeNode):
   batch_stats: Any
   opt_state: optax.OptState
   ema: dict[str, Any] | None = None
-
-
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-  """All devices in a row: the axis `data`, along which batches are split."""
-  devices = jax.devices() if devices is None else devices
-  return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, PartitionSpec("data"))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, PartitionSpec())
 
 
 def make_init(

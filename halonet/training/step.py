@@ -10,13 +10,9 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
+from halonet.parallel import DATA, batch_sharding, replicated
 from halonet.training.mixing import mix
-from halonet.training.state import (
-  TrainState,
-  batch_sharding,
-  moving_average,
-  replicated,
-)
+from halonet.training.state import TrainState, moving_average
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -132,7 +128,7 @@ def _in_parts(gradients_of, parts, mesh):
 
   def on_device(params, batch_stats, rows, key):
     def part(number, rows):
-      device = jax.lax.axis_index("data")
+      device = jax.lax.axis_index(DATA)
       folded = jax.random.fold_in(jax.random.fold_in(key, number), device)
       return gradients_of(params, batch_stats, rows, folded)
 
@@ -143,7 +139,7 @@ def _in_parts(gradients_of, parts, mesh):
     shapes = jax.eval_shape(part, 0, jax.tree.map(lambda x: x[0], rows))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     sums, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), rows))
-    (loss, (accuracy, batch_stats)), gradients = jax.lax.psum(sums, "data")
+    (loss, (accuracy, batch_stats)), gradients = jax.lax.psum(sums, DATA)
     batch_stats = jax.tree.map(lambda x: x / (parts * mesh.size), batch_stats)
     return (loss, (accuracy, batch_stats)), gradients
 
@@ -153,7 +149,7 @@ def _in_parts(gradients_of, parts, mesh):
     in_specs=(
       PartitionSpec(),
       PartitionSpec(),
-      PartitionSpec("data"),
+      PartitionSpec(DATA),
       PartitionSpec(),
     ),
     out_specs=PartitionSpec(),

@@ -53,7 +53,7 @@ from jax.experimental import pallas as pl
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec
 from halonet.cost import kernels, tpu_compiler
-from halonet.training.state import make_mesh, replicated
+from halonet.parallel import make_mesh, replicated
 
 def kernel(x, y, out):
   out[...] = jnp.dot(x[...], y[...], preferred_element_type=jnp.float32)

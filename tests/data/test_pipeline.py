@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from halonet.data import pipeline, sources
 from halonet.errors import RunError
-from halonet.training.state import batch_sharding, make_mesh
+from halonet.parallel import batch_sharding, make_mesh
 
 TRAIN_SIZE, TEST_SIZE = 1347, 450
 

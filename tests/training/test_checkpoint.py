@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from halonet.errors import RunError
+from halonet.parallel import make_mesh, replicated
 from halonet.training.checkpoint import Checkpoints
-from halonet.training.state import TrainState, make_mesh, replicated
+from halonet.training.state import TrainState
 
 
 @pytest.fixture

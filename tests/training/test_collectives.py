@@ -10,14 +10,10 @@ import re
 import jax
 import pytest
 
+from halonet.parallel import make_mesh
 from halonet.training import config as config_lib
 from halonet.training.optimizer import make_optimizer
-from halonet.training.state import (
-  abstract_batch,
-  abstract_state,
-  make_init,
-  make_mesh,
-)
+from halonet.training.state import abstract_batch, abstract_state, make_init
 from halonet.training.step import make_train_step
 
 COLLECTIVE = re.compile(

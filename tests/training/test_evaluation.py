@@ -6,8 +6,9 @@ import pytest
 
 from halonet.data import pipeline
 from halonet.errors import RunError
+from halonet.parallel import make_mesh
 from halonet.training.evaluation import Evaluation, evaluate
-from halonet.training.state import TrainState, make_mesh
+from halonet.training.state import TrainState
 
 
 def step(params, batch_stats, batch):

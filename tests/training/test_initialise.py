@@ -10,11 +10,12 @@ from flax import traverse_util
 from halonet.errors import UsageError
 from halonet.interop import pretrained
 from halonet.models.registry import create_model
+from halonet.parallel import make_mesh
 from halonet.training import config as config_lib
 from halonet.training import initialise
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.restore import restore_model
-from halonet.training.state import TrainState, make_init, make_mesh
+from halonet.training.state import TrainState, make_init
 
 SMALL = dict(depths=(1, 1), heads=(2, 2), base_width=8, num_classes=5)
 # Both operators whose tables differ, in timm's way.

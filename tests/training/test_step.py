@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from halonet.models.layers import HaloAttention
 from halonet.models.spec import NetworkSpec
+from halonet.parallel import make_mesh
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.mixing import mix
@@ -20,7 +21,6 @@ from halonet.training.state import (
   abstract_batch,
   abstract_state,
   make_init,
-  make_mesh,
 )
 from halonet.training.step import make_eval_step, make_train_step
 

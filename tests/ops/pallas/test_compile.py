@@ -14,7 +14,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from halonet.models.layers import HaloAttention
 from halonet.models.per_pixel import PerPixelAttention
-from halonet.training.state import batch_sharding, make_mesh, replicated
+from halonet.parallel import batch_sharding, make_mesh, replicated
 
 name, options, fields = map(json.loads, sys.argv[1:4])
 mesh = make_mesh(topologies.get_topology_desc(

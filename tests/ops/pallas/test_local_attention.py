@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from halonet.ops.attention import blocked_local_attention
 from halonet.ops.pallas.geometry import Geometry
 from halonet.ops.pallas.local_attention import local_attention
-from halonet.training.state import batch_sharding, make_mesh, replicated
+from halonet.parallel import batch_sharding, make_mesh, replicated
 from tests.ops import reference
 from tests.ops.test_attention import (
   arrays,

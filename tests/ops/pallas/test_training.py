@@ -10,9 +10,10 @@ from flax import linen as nn
 
 from halonet.models.layers import HaloAttention
 from halonet.ops.choice import IMPLEMENTATIONS
+from halonet.parallel import make_mesh
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
-from halonet.training.state import TrainState, make_mesh
+from halonet.training.state import TrainState
 from halonet.training.step import make_train_step
 
 
