@@ -1,0 +1,260 @@
+"""Fields of configs and models: each is described once, where it is declared.
+
+A field has a default, a type, a range and an explanation. Reading a value from
+the command line, checking it and printing the help all follow from these.
+"""
+
+import ast
+import dataclasses
+import math
+import numbers
+import os
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+_KINDS = {
+  int: (numbers.Integral, "a whole number"),
+  float: (numbers.Real, "a number"),
+  bool: (bool, "true or false"),
+  str: (str, "a text"),
+}
+
+
+class Duration:
+  """A type: a number of steps, or a text such as "90 epochs"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A field's description.
+
+  Attributes:
+    default: its value unless it is set.
+    help: explanation, one or more sentences.
+    kind: type of its values: `int`, `float`, `bool`, `str`, `Duration`, a
+      `tuple` of one of them such as `tuple[int, ...]`, or one of them or None
+      such as `int | None`. By default the type of `default`.
+    least: smallest allowed value.
+    most: largest allowed value.
+    above: bound that the value must exceed.
+    below: bound that the value must stay under.
+    choices: allowed values, if they are few.
+    length: required number of items of a tuple; None allows any.
+    example: value to show in an error, where the default says little.
+    changeable: whether a run that has begun may go on with another value.
+  """
+
+  default: Any
+  help: str = ""
+  kind: Any = None
+  least: float | None = None
+  most: float | None = None
+  above: float | None = None
+  below: float | None = None
+  choices: tuple[Any, ...] = ()
+  length: int | None = None
+  example: Any = None
+  changeable: bool = False
+
+  def __post_init__(self):
+    if self.kind is None:
+      kind = type(self.default)
+      if kind is tuple:
+        kind = tuple[type(self.default[0]), ...]
+      object.__setattr__(self, "kind", kind)
+
+  def range(self) -> str:
+    """Words the allowed values, such as "at least 1"; "" if all are."""
+    if self.choices:
+      return f"one of {', '.join(map(str, self.choices))}"
+    bounds = [
+      f"{words} {bound:g}"
+      for words, bound in (
+        ("at least", self.least),
+        ("above", self.above),
+        ("at most", self.most),
+        ("below", self.below),
+      )
+      if bound is not None
+    ]
+    return " and ".join(bounds)
+
+  def check(self, name: str, value: Any) -> Any:
+    """Returns the value with the field's type, such as a float for 1.
+
+    Raises:
+      ValueError: if type or range are wrong; it names field and value.
+    """
+    value = convert(name, value, self.kind, self.example or self.default)
+    if self.length is not None and len(value) != self.length:
+      raise ValueError(f"{name} is {value}; it must have {self.length} items")
+    if self.choices and value not in self.choices:
+      from halonet.errors import unknown
+
+      raise ValueError(
+        f"{name}: " + unknown("value", str(value), map(str, self.choices))
+      )
+    for item in value if isinstance(value, tuple) else (value,):
+      if isinstance(item, str) or item is None:
+        continue
+      if not (
+        (self.least is None or item >= self.least)
+        and (self.above is None or item > self.above)
+        and (self.most is None or item <= self.most)
+        and (self.below is None or item < self.below)
+      ):
+        raise ValueError(f"{name} is {value}; it must be {self.range()}")
+    return value
+
+
+def field(default: Any, help: str = "", **description: Any) -> Any:
+  """Declares a described field of a dataclass; see `Field`."""
+  return dataclasses.field(
+    default=default,
+    metadata={"field": Field(default, help, **description)},
+  )
+
+
+def fields_of(cls: type) -> dict[str, Field]:
+  """Returns the described fields of a dataclass by name.
+
+  Their types are the annotations.
+  """
+  kinds = typing.get_type_hints(cls)
+  return {
+    each.name: dataclasses.replace(
+      each.metadata["field"], kind=kinds[each.name]
+    )
+    for each in dataclasses.fields(cls)
+    if "field" in each.metadata
+  }
+
+
+def check_fields(instance: Any) -> None:
+  """Checks a dataclass and converts its values in place; see `Field.check`."""
+  for name, each in fields_of(type(instance)).items():
+    value = each.check(name, getattr(instance, name))
+    object.__setattr__(instance, name, value)  # It may be frozen.
+
+
+def convert(name: str, value: Any, kind: Any, example: Any = None) -> Any:
+  """Returns a value with the type `kind`.
+
+  Lists become tuples, whole numbers floats, NumPy scalars Python's numbers and
+  paths texts.
+
+  Raises:
+    ValueError: if it has another type or is not finite; it names the field.
+  """
+  options = typing.get_args(kind)
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, tuple | list):
+      raise ValueError(f"{name} is {value!r}; it must be a tuple")
+    return tuple(convert(name, item, options[0], example) for item in value)
+  if type(None) in options:
+    if value is None:
+      return None
+    kind = next(each for each in options if each is not type(None))
+    return convert(name, value, kind, example)
+  if kind is Duration:
+    if isinstance(value, str):
+      parse_duration(name, value)
+      return value
+    kind = int
+  if isinstance(value, os.PathLike):
+    value = os.fspath(value)
+  accepted, words = _KINDS[kind]
+  if not isinstance(value, accepted) or (
+    isinstance(value, bool) and kind is not bool
+  ):
+    such = "" if example in (None, ()) else f", such as {example!r}"
+    raise ValueError(f"{name} is {value!r}; it must be {words}{such}")
+  value = kind(value)
+  if kind is float and not math.isfinite(value):
+    raise ValueError(f"{name} is {value}; it must be a finite number")
+  return value
+
+
+def parse_duration(name: str, value: int | str) -> tuple[float, str]:
+  """Splits a duration into its number and its unit, "steps" or "epochs".
+
+  Raises:
+    ValueError: if it is neither.
+  """
+  if not isinstance(value, str):
+    return value, "steps"
+  match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*epochs?\s*", value)
+  if not match:
+    raise ValueError(
+      f"{name} is {value!r}; it must be a whole number of steps, or a text like"
+      ' "90 epochs"'
+    )
+  return float(match[1]), "epochs"
+
+
+def parse(text: str, kind: Any = None) -> Any:
+  """Reads a value of a type from the command line.
+
+  Texts stay as they are; all else is read as Python would, and bare words as
+  texts. Whether the value fits is for `Field.check` to say.
+  """
+  optional = type(None) in typing.get_args(kind)
+  if optional and text == "None":
+    return None
+  if kind is str or (optional and str in typing.get_args(kind)):
+    return text
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError, TypeError):
+    return {"true": True, "false": False}.get(text, text)
+
+
+def parse_overrides(
+  words: list[str], prefix: str = "--config."
+) -> dict[str, str]:
+  """Splits words such as `--config.FIELD=VALUE` into fields and texts.
+
+  Raises:
+    UsageError: if a word has another form.
+  """
+  from halonet.errors import UsageError
+
+  found = {}
+  for word in words:
+    field, equals, text = word.removeprefix(prefix).partition("=")
+    if not word.startswith(prefix):
+      raise UsageError(f"unknown argument {word}; see --help")
+    if not equals:
+      raise UsageError(f"{word}: write {word}=VALUE")
+    found[field] = text
+  return found
+
+
+def describe(fields: Mapping[str, Field], prefix: str = "") -> str:
+  """Formats fields for a terminal: default, type or range, explanation."""
+  import textwrap
+
+  lines = []
+  for name, each in fields.items():
+    kind = each.range() or kind_words(each.kind)
+    lines.append(f"{prefix}{name} = {each.default!r}  ({kind})")
+    note = " A run that has begun may change it." if each.changeable else ""
+    lines += textwrap.wrap(
+      each.help + note, 76, initial_indent="    ", subsequent_indent="    "
+    )
+  return "\n".join(lines)
+
+
+def kind_words(kind: Any) -> str:
+  """Words a type, such as "a whole number or None"."""
+  options = typing.get_args(kind)
+  if typing.get_origin(kind) is tuple:
+    return f"a tuple, each {kind_words(options[0])}"
+  if type(None) in options:
+    inner = next(each for each in options if each is not type(None))
+    return f"{kind_words(inner)} or None"
+  if kind is Duration:
+    return 'a whole number of steps, or a text like "90 epochs"'
+  return _KINDS[kind][1]
