@@ -9,13 +9,14 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from halonet.data import mixing, order, preprocessing
+from halonet.data import order, preprocessing
 from halonet.data.sources import Split
 from halonet.errors import RunError
 
@@ -32,27 +33,22 @@ if hasattr(os, "sched_getaffinity"):
 else:  # macOS.
   _CORES = os.cpu_count()
 
-_MIX = 1  # The branch of an example's seed for what its pair draws.
-
 
 def train_batches(
-  split: Split, config: ml_collections.ConfigDict, *, start: int = 0
+  split: Split, config: ml_collections.ConfigDict, task: Any, *, start: int = 0
 ) -> Iterator[Batch]:
   """Iterates without end over the shuffled training split.
 
   Args:
     split: of a data set.
-    config: a training config.
-    start: how many batches have been consumed before, by a run that goes on.
+    config: complete training config.
+    task: a `halonet.tasks.task.Task`; its `batch_spec` says what a batch holds.
+    start: batches consumed before, by a run that goes on.
 
   Returns:
-    An iterator of dicts of `image`, `[local batch, image_size, image_size, 3]`
-    in `config.data.image_dtype`, and `label`, int32 `[local batch]`; with mixup
-    or cutmix also `mix_share` and `mix_box` (see `halonet.data.mixing`); with
-    `skip_corrupt` also `weight`, float32 `[local batch]`, 0 for an image that
-    could not be decoded. An epoch holds every example once; a batch may span
-    two epochs. With several processes each gets its own part of every global
-    batch, which is the same whatever their number.
+    An iterator over this process's part of every global batch, which is the
+    same batch whatever the number of processes. An epoch holds every example
+    once; a batch may span two epochs.
 
   Raises:
     RunError: from the iterator, if an image cannot be decoded; it names the
@@ -63,20 +59,12 @@ def train_batches(
   def preprocess(example):
     # (seed, epoch, example) decide every random choice.
     seed = order.example_seed(config.seed, example["epoch"], example["number"])
-    image = preprocessing.train_image(example["image"], data, seed)
-    label = tf.cast(example["label"], tf.int32)
-    return {"image": image, "label": label, "seed": order.fold_in(seed, _MIX)}
+    return task.example(example, seed, train=True)
 
   def finish(batch):
-    seeds = batch.pop("seed")
     batch["image"] = preprocessing.normalise(batch["image"], data)
     batch.pop("skipped", None)  # The weight says it.
-    if data.mixup or data.cutmix:
-      drawn = mixing.draw_mix(
-        seeds[::2], data.image_size, data.mixup, data.cutmix
-      )
-      batch |= drawn
-    return batch
+    return task.finish(batch, train=True)
 
   records = order.train_records(split, config, start=start)
   stream = _decoded(records, preprocess, data)
@@ -89,19 +77,18 @@ def train_batches(
     records = order.train_records(split, config, start=here).take(local)
     return records, order.train_files(split, config, start=here)
 
-  return _iterate(stream.prefetch(2), split, undecoded)
+  return _iterate(stream.prefetch(2), split, task, undecoded)
 
 
 def test_batches(
-  split: Split, config: ml_collections.ConfigDict
+  split: Split, config: ml_collections.ConfigDict, task: Any
 ) -> Iterator[Batch]:
   """Iterates once over the test split, in batches of one size.
 
-  Beside `image` and `label`, as for training, a batch has `weight`, float32
-  `[local batch]`: 1 for every image of the split, 0 for the fillers that make
-  the last batches whole, so that every process sees the same number of them;
-  and, with `skip_corrupt`, `skipped`, which is 1 (and the weight 0) for an
-  image that could not be decoded.
+  Rows of weight 0 complete the last batches, so that every process sees the
+  same number of them.
+
+  Args and Returns as for `train_batches`.
 
   Raises:
     RunError: as for `train_batches`.
@@ -111,27 +98,17 @@ def test_batches(
   local = config.batch_size // config.accumulation_steps // jax.process_count()
 
   def preprocess(example):
-    return {
-      "image": preprocessing.test_image(example["image"], data),
-      "label": tf.cast(example["label"], tf.int32),
-      "weight": 1.0,
-    }
+    return {"weight": 1.0} | task.example(example, None, train=False)
 
   begin, end, largest = order.test_part(split)
   batches = -(-largest // local)
   records = order.test_records(split, begin, end)
   stream = _decoded(records, preprocess, data)
-  filler = {
-    "image": tf.zeros((data.image_size, data.image_size, 3), tf.uint8),
-    "label": 0,
-    "weight": 0.0,
-  }
-  if data.skip_corrupt:
-    filler["skipped"] = 0.0
-  fillers = tf.data.Dataset.from_tensors(filler)
+  fillers = tf.data.Dataset.from_tensors(_zeros(stream))
 
   def finish(batch):
-    return batch | {"image": preprocessing.normalise(batch["image"], data)}
+    batch["image"] = preprocessing.normalise(batch["image"], data)
+    return task.finish(batch, train=False)
 
   # Deterministic maps keep the fillers last.
   stream = stream.concatenate(fillers.repeat(batches * local - (end - begin)))
@@ -143,7 +120,7 @@ def test_batches(
     records = order.test_records(split, first, min(first + local, end))
     return records, range(len(split.files))
 
-  return _iterate(stream.prefetch(2), split, undecoded)
+  return _iterate(stream.prefetch(2), split, task, undecoded)
 
 
 def on_device(
@@ -179,10 +156,7 @@ def _decoded(
     good = tf.data.Dataset.from_tensors(example).map(
       lambda example: {"weight": 1.0, "skipped": 0.0} | preprocess(example)
     )
-    blank = tf.nest.map_structure(
-      lambda spec: tf.zeros(spec.shape, spec.dtype), good.element_spec
-    )
-    blank["skipped"] = 1.0
+    blank = _zeros(good) | {"skipped": 1.0}
     # What cannot be decoded drops out, and the blank comes first.
     good = good.ignore_errors().concatenate(tf.data.Dataset.from_tensors(blank))
     return good.take(1).get_single_element()
@@ -190,7 +164,13 @@ def _decoded(
   return records.map(attempt, num_parallel_calls=_CORES)
 
 
-def _iterate(dataset, split, undecoded):
+def _zeros(dataset):
+  return tf.nest.map_structure(
+    lambda spec: tf.zeros(spec.shape, spec.dtype), dataset.element_spec
+  )
+
+
+def _iterate(dataset, split, task, undecoded):
   batches = iter(dataset.as_numpy_iterator())
   for delivered in itertools.count():
     try:
@@ -201,11 +181,8 @@ def _iterate(dataset, split, undecoded):
       raise RunError(
         _what_is_wrong(split, *undecoded(delivered), error)
       ) from None
-    if batch["label"].min() < 0:
-      raise RunError(
-        f"images in {_folder(split)} have no labels (the label is"
-        f" {batch['label'].min()}); name another split"
-      )
+    if problem := task.problem(batch):
+      raise RunError(f"images in {_folder(split)} have {problem}")
     yield batch
 
 

@@ -86,14 +86,14 @@ class Source:
   Attributes:
     name: as the source itself calls it, with its version if it has one.
     location: the folder that holds it.
-    labels: the names of the classes.
+    classes: names of the classes of each feature that has classes.
     split: from the config's field (`train_split` or `test_split`) and its
       value to a Split; UsageError if there is no such split, or it is empty.
   """
 
   name: str
   location: str
-  labels: list[str]
+  classes: dict[str, list[str]]
   split: Callable[[str, str], Split]
 
 
@@ -112,7 +112,7 @@ def open_source(data: ml_collections.ConfigDict) -> Source:
   return Source(
     name=builder.info.full_name,
     location=str(builder.data_dir),
-    labels=list(builder.info.features["label"].names),
+    classes={"label": list(builder.info.features["label"].names)},
     split=lambda field, name: _records(builder, field, name),
   )
 
@@ -170,7 +170,7 @@ def count_classes(data: ml_collections.ConfigDict) -> int:
   """
   if data.name == "folder":
     try:
-      return len(open_source(data).labels)
+      return len(open_source(data).classes["label"])
     except UsageError:
       raise UsageError(
         "the number of classes is that of a folder which is not here; give it"
@@ -268,7 +268,7 @@ def _folder_source(data):
   return Source(
     name=f"folder {pathlib.PurePath(data.data_dir).name}",
     location=str(data.data_dir),
-    labels=labels,
+    classes={"label": labels},
     split=split,
   )
 

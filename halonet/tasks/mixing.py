@@ -1,10 +1,15 @@
-"""What mixup and CutMix draw: how much, and where, two images share.
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019).
 
-The draws are made with the data, so that they follow from the same seeds; the
-images are mixed on the devices, by `halonet.training.mixing`.
+How each pair of images is mixed is drawn with the data, in TensorFlow, so that
+it follows from the same seeds. The images are mixed on the devices.
+
+Neighbours in a batch are partners. A device that holds an even number of
+images has both of each pair, so mixing needs no communication.
 """
 
+import jax.numpy as jnp
 import tensorflow as tf
+from jaxtyping import Array, Float, Int
 
 
 def draw_mix(
@@ -61,3 +66,37 @@ def _draw_pair(seed, mixup, cutmix):
   gamma = tf.random.stateless_gamma([2], seeds[1], alpha + 1)
   logs = tf.math.log(gamma) + tf.math.log(1 - drawn[1:3]) / alpha
   return cut, tf.sigmoid(logs[0] - logs[1]), drawn[3:]
+
+
+def mix(
+  images: Float[Array, "b h w c"],
+  targets: Float[Array, "b classes"],
+  share: Float[Array, " b"],
+  box: Int[Array, "b 4"],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b classes"]]:
+  """Mixes the images 2k and 2k+1, and their targets.
+
+  Args:
+    images: an even number of images, of any float dtype, which is kept.
+    targets: probabilities of the classes.
+    share: of the image itself in the mixture; its partner has the rest.
+    box: top, left, bottom and right in pixels. The partner's pixels fill it
+      (Yun et al. 2019); if it is empty, the whole images are blended (Zhang et
+      al. 2018).
+
+  Returns:
+    Mixed images and targets.
+  """
+  height, width = images.shape[1:3]
+  top, left, bottom, right = (side[:, None, None] for side in box.T)
+  y, x = jnp.arange(height)[:, None], jnp.arange(width)
+  inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+  cut = (bottom > top) & (right > left)
+  own = jnp.where(cut, ~inside, share[:, None, None]).astype(jnp.float32)
+  return _blend(images, own[..., None]), _blend(targets, share[:, None])
+
+
+def _blend(x, own):
+  pairs = x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
+  partner = pairs[:, ::-1].reshape(x.shape)
+  return (x * own + partner * (1 - own)).astype(x.dtype)

@@ -1,0 +1,169 @@
+"""What a task is: examples, loss, figures and predictions of one kind.
+
+The training loop, the step, checkpoints, sweeps and the commands know this
+interface alone. A task is made for a config, and for the metadata of a data
+set once that is known: `make_task(config, metadata)`.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from halonet.fields import Field
+
+Rows = dict[str, Any]
+Spec = dict[str, tuple[tuple[int, ...], str]]
+
+
+class Evaluator(abc.ABC):
+  """Gathers, on the host, what `Task.measure` says of each batch."""
+
+  @abc.abstractmethod
+  def add(self, measured: Any) -> None:
+    """Adds a batch; NumPy arrays in the structure that `measure` returned."""
+
+  @abc.abstractmethod
+  def figures(self, images: int) -> dict[str, float]:
+    """Returns the figures of the split, of which `images` images counted."""
+
+
+class Task(abc.ABC):
+  """What is learned.
+
+  Attributes:
+    best: the figure of the evaluation that a best checkpoint has most of.
+    needs: features of a data set, beside `image`, with their kinds, as names
+      of classes of `tfds.features`.
+    FIELDS: config fields that belong to the task, by dotted names.
+    config: complete training config.
+    metadata: what `describe` returned for the data set; {} before that.
+  """
+
+  best: str
+  needs: Mapping[str, str] = {}
+  FIELDS: Mapping[str, Field] = {}
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    metadata: Mapping[str, Any] | None = None,
+  ):
+    self.config = config
+    self.metadata = dict(metadata or {})
+
+  # ------------------------------------------------------------------- set-up
+
+  def check(self) -> None:  # noqa: B027  Optional.
+    """Raises UsageError if fields of the config contradict one another."""
+
+  def check_rows(self, rows: int) -> None:  # noqa: B027  Optional.
+    """Raises UsageError if `rows` examples cannot be computed at once."""
+
+  @abc.abstractmethod
+  def describe(self, source: Any) -> dict[str, Any]:
+    """Returns what model and predictions need to know of a data set.
+
+    It is kept in the workdir as JSON.
+    """
+
+  @abc.abstractmethod
+  def model_fields(self) -> dict[str, Any]:
+    """Returns model fields that follow from the metadata."""
+
+  # --------------------------------------------------------------------- data
+
+  def batch_spec(self, train: bool) -> Spec:
+    """Says what a batch holds: name → (shape of a row, dtype).
+
+    `image` is what the model takes, `[image_size, image_size, 3]`. `weight` is
+    0 for a row that does not count and 1 elsewhere; a training batch has it
+    only if corrupt images are skipped. `skipped`, in evaluation, is 1 for a
+    corrupt image.
+    """
+    data = self.config.data
+    size = data.image_size
+    spec = {"image": ((size, size, 3), data.image_dtype), **self.targets(train)}
+    if data.skip_corrupt or not train:
+      spec["weight"] = ((), "float32")
+    if data.skip_corrupt and not train:
+      spec["skipped"] = ((), "float32")
+    return spec
+
+  @abc.abstractmethod
+  def targets(self, train: bool) -> Spec:
+    """Says what a batch holds beside `image` and what every batch has."""
+
+  @abc.abstractmethod
+  def example(self, record: Rows, seed: Any, train: bool) -> Rows:
+    """Makes an example from a record, in TensorFlow.
+
+    Args:
+      record: `image`, an encoded image, and the features that the task needs.
+      seed: two int32 numbers that decide every random choice.
+      train: whether to augment.
+
+    Returns:
+      `image`, uint8, the targets, and what `finish` needs beside them.
+    """
+
+  def finish(self, batch: Rows, train: bool) -> Rows:
+    """Turns a batch of examples into what `batch_spec` says, in TensorFlow.
+
+    The images are normalised already.
+    """
+    del train
+    return batch
+
+  def problem(self, batch: Mapping[str, np.ndarray]) -> str | None:
+    """Says what is wrong with a batch; None if nothing is."""
+    del batch
+    return None
+
+  # ------------------------------------------------------------------- device
+
+  @abc.abstractmethod
+  def prepare(self, batch: Rows) -> Rows:
+    """Prepares a whole global training batch on the devices.
+
+    What is normalised over the batch, such as weights, is normalised here: the
+    rows may be computed in parts afterwards, whose losses are added up.
+    """
+
+  @abc.abstractmethod
+  def loss(
+    self, outputs: Any, rows: Rows
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss of some rows, and metrics, as sums over the rows.
+
+    Over all rows of a batch they add up to the batch's means.
+    """
+
+  @abc.abstractmethod
+  def measure(self, outputs: Any, batch: Rows) -> Any:
+    """Measures an evaluation batch on the devices, for an `Evaluator`.
+
+    Returns:
+      Arrays in any structure: sums over the rows of weight 1, or one entry per
+      row.
+    """
+
+  # --------------------------------------------------------------------- host
+
+  @abc.abstractmethod
+  def evaluator(self) -> Evaluator:
+    """Returns an empty evaluator."""
+
+  def words(self, figures: Mapping[str, float]) -> str:
+    """Words figures of an evaluation in a line."""
+    return ", ".join(
+      f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+      for name, value in figures.items()
+    )
+
+  @abc.abstractmethod
+  def explain(self, output: Any, top: int) -> list[str]:
+    """Words the model's output for one image, the best `top` answers."""
