@@ -20,8 +20,8 @@ def main() -> None:
 
   from halonet.data import sources
   from halonet.parallel import make_mesh
-  from halonet.training.checks import check_devices
-  from halonet.training.evaluation import evaluate
+  from halonet.training.config import check_devices
+  from halonet.training.evaluation import evaluate, words
   from halonet.training.processes import check_same, say, together
   from halonet.training.restore import restore_model
   from halonet.training.step import make_eval_step
@@ -32,19 +32,19 @@ def main() -> None:
   data = run.config.data
   with together():
     check_devices(run.config, mesh.size)
-    source = sources.open_source(data)
+    source = sources.open_source(data, run.task.needs)
     split = source.split("test_split", data.test_split)
   check_same(split.fingerprint, f"files in {source.location}")
   say(
     f"Evaluating step {run.step} on split {data.test_split} of {source.name}:"
     f" {split.size} images"
   )
-  result, averaged = evaluate(
-    make_eval_step(run.model, mesh), run.state, split, run.config, mesh
+  figures, averaged = evaluate(
+    make_eval_step(run.model, run.task, mesh), run.task, run.state, split, mesh
   )
-  say(str(result))
+  say(words(run.task, figures))
   if averaged:
-    say(f"moving averages: {averaged}")
+    say(f"moving averages: {words(run.task, averaged)}")
 
 
 if __name__ == "__main__":

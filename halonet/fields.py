@@ -10,9 +10,12 @@ import math
 import numbers
 import os
 import re
+import textwrap
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+from halonet.errors import UsageError, unknown
 
 _KINDS = {
   int: (numbers.Integral, "a whole number"),
@@ -91,11 +94,15 @@ class Field:
     if self.length is not None and len(value) != self.length:
       raise ValueError(f"{name} is {value}; it must have {self.length} items")
     if self.choices and value not in self.choices:
-      from halonet.errors import unknown
-
+      kind = name.removesuffix(".name").rpartition(".")[2]
       raise ValueError(
-        f"{name}: " + unknown("value", str(value), map(str, self.choices))
+        f"{name}: {unknown(kind, str(value), map(str, self.choices))}"
       )
+    if self.kind is Duration:
+      number, unit = parse_duration(name, value)
+      if number < self.least and not (unit == "epochs" and number > 0):
+        raise ValueError(f"{name} is {value}; it must be {self.range()}")
+      return value
     for item in value if isinstance(value, tuple) else (value,):
       if isinstance(item, str) or item is None:
         continue
@@ -219,8 +226,6 @@ def parse_overrides(
   Raises:
     UsageError: if a word has another form.
   """
-  from halonet.errors import UsageError
-
   found = {}
   for word in words:
     field, equals, text = word.removeprefix(prefix).partition("=")
@@ -234,8 +239,6 @@ def parse_overrides(
 
 def describe(fields: Mapping[str, Field], prefix: str = "") -> str:
   """Formats fields for a terminal: default, type or range, explanation."""
-  import textwrap
-
   lines = []
   for name, each in fields.items():
     kind = each.range() or kind_words(each.kind)

@@ -1,4 +1,4 @@
-"""Classifies image files with a trained model, and shows where it looks."""
+"""Applies a trained model to image files, and shows where it looks."""
 
 import argparse
 import pathlib
@@ -27,7 +27,7 @@ def main() -> None:
     help="of --workdir: which checkpoint (the latest)",
   )
   parser.add_argument(
-    "--top", type=int, default=5, help="classes per image (%(default)s)"
+    "--top", type=int, default=5, help="answers per image (%(default)s)"
   )
   parser.add_argument(
     "--attention",
@@ -60,22 +60,21 @@ def main() -> None:
     if not picture.parent.is_dir():
       raise UsageError(f"--attention: there is no folder {picture.parent}")
 
-  from halonet import prediction
+  from halonet import inference, pictures
   from halonet.data.images import read_image
 
   images = [read_image(path) for path in arguments.images]
   if arguments.model is not None:
-    classifier = prediction.of_published(arguments.model, arguments.weights)
+    predictor = inference.of_published(arguments.model, arguments.weights)
   else:
-    classifier = prediction.of_run(arguments.workdir, arguments.step)
-  pixel = prediction.parse_pixel(arguments.pixel, images[0], classifier)
+    predictor = inference.of_run(arguments.workdir, arguments.step)
+  pixel = pictures.parse_pixel(arguments.pixel, images[0], predictor)
   for path, image in zip(arguments.images, images, strict=True):
-    probabilities = classifier.predict(image)
     print(path)
-    for index in probabilities.argsort()[::-1][: arguments.top]:
-      print(f"  {probabilities[index]:7.2%}  {classifier.labels[index]}")
+    for answer in predictor.predict(image, arguments.top):
+      print(f"  {answer}")
   if arguments.attention:
-    prediction.draw_attention(classifier, images[0], pixel, arguments.attention)
+    pictures.draw_attention(predictor, images[0], pixel, arguments.attention)
     print(f"Wrote {arguments.attention}")
 
 

@@ -5,8 +5,7 @@ import os
 import pathlib
 import sys
 
-from halonet import command, distributed
-from halonet.errors import UsageError
+from halonet import command, distributed, fields
 
 
 def main() -> None:
@@ -28,13 +27,16 @@ def main() -> None:
     metavar="DIR",
     help="folder of this run; by default runs/NAME, or runs/NAME_ARG",
   )
+  parser.add_argument(
+    "--help-config",
+    action="store_true",
+    help="print every field of the config, with its value, and leave",
+  )
   distributed.add_arguments(parser)
   arguments, rest = parser.parse_known_args()
-  for word in rest:
-    if not word.startswith("--config."):
-      raise UsageError(f"unknown argument {word}; see --help")
-    if "=" not in word:
-      raise UsageError(f"{word}: write {word}=VALUE")
+  overrides = [
+    f"{field}={text}" for field, text in fields.parse_overrides(rest).items()
+  ]
   path, _, argument = arguments.config.partition(":")
   name = "_".join(filter(None, [pathlib.Path(path).stem, argument]))
   workdir = arguments.workdir
@@ -42,11 +44,15 @@ def main() -> None:
     workdir = f"runs/{name}"
 
   # Heavy imports come after --help and after a slip in the arguments.
-  from halonet.training.config import load_config
+  from halonet.training.config import help_text, load_config
 
-  overrides = [word.removeprefix("--config.") for word in rest]
+  if arguments.help_config:
+    print(help_text(arguments.config, overrides))
+    return
   config = load_config(arguments.config, overrides)
 
+  from halonet.tasks.registry import make_task
+  from halonet.training.evaluation import words
   from halonet.training.loop import train
   from halonet.training.processes import say
 
@@ -54,10 +60,14 @@ def main() -> None:
   if setting := os.environ.get("GLIBC_TUNABLES"):
     say(f"Memory: GLIBC_TUNABLES={setting}")
   results = train(config, workdir)
+  figures = {
+    name.removeprefix("test_"): value
+    for name, value in results.items()
+    if name.startswith("test_")
+  }
   python = os.path.relpath(sys.executable)
   say(
-    f"test accuracy: {results['test_accuracy']:.4f}"
-    f" ({results['test_correct']} of {results['test_images']} images)\n"
+    f"{words(make_task(config), figures)}\n"
     f"Wrote {workdir}: results.json, metrics.jsonl, tensorboard/, and"
     f" checkpoints/ (last {results['checkpoint']}, best"
     f" {results['best_checkpoint']})\n"

@@ -28,6 +28,7 @@ class Classification(Task):
 
   best = "accuracy"
   needs = {"label": "ClassLabel"}  # noqa: RUF012
+  decides = ("num_classes",)
   FIELDS = {  # noqa: RUF012
     "label_smoothing": Field(
       0.1,

@@ -38,6 +38,8 @@ class Task(abc.ABC):
     best: the figure of the evaluation that a best checkpoint has most of.
     needs: features of a data set, beside `image`, with their kinds, as names
       of classes of `tfds.features`.
+    decides: model fields that follow from the metadata, which a config does
+      not have.
     FIELDS: config fields that belong to the task, by dotted names.
     config: complete training config.
     metadata: what `describe` returned for the data set; {} before that.
@@ -45,6 +47,7 @@ class Task(abc.ABC):
 
   best: str
   needs: Mapping[str, str] = {}
+  decides: tuple[str, ...] = ()
   FIELDS: Mapping[str, Field] = {}
 
   def __init__(
@@ -72,7 +75,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def model_fields(self) -> dict[str, Any]:
-    """Returns model fields that follow from the metadata."""
+    """Returns the model fields that it `decides`."""
 
   # --------------------------------------------------------------------- data
 

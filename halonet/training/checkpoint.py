@@ -3,8 +3,8 @@
 A checkpoint is written beside its final place and then renamed, so a run that
 is killed leaves whole checkpoints only. Saving goes on in the background. It
 knows nothing of devices or processes: another number of them reads it, too.
-With several processes all of them call every method here but `accuracies`,
-`latest` and `best`.
+With several processes all of them call every method here but `scores`, `latest`
+and `best`.
 """
 
 import contextlib
@@ -24,26 +24,29 @@ class Checkpoints:
   or read.
   """
 
-  def __init__(self, directory: epath.Path, keep: int | None = None):
+  def __init__(
+    self, directory: epath.Path, figure: str, keep: int | None = None
+  ):
     """Opens a directory of checkpoints.
 
     Args:
       directory: made if it does not exist.
-      keep: how many of the latest survive a save, beside the most accurate
-        one; None to read only, while another process may be writing.
+      figure: of the evaluation; the best checkpoint has the most of it.
+      keep: how many of the latest survive a save, beside the best one; None to
+        read only, while another process may be writing.
     """
     policies = ocp.training.preservation_policies
     preservation = None
     if keep is not None:
-      most_accurate = policies.BestN(
-        get_metric_fn=lambda metrics: metrics["accuracy"],
+      best = policies.BestN(
+        get_metric_fn=lambda metrics: metrics[figure],
         n=1,
         keep_checkpoints_without_metrics=False,
       )
       preservation = policies.AnyPreservationPolicy(
-        [policies.LatestN(keep), most_accurate]
+        [policies.LatestN(keep), best]
       )
-    self.directory = directory
+    self.directory, self._figure = directory, figure
     self._orbax = ocp.training.Checkpointer(
       directory.absolute(),
       preservation_policy=preservation,
@@ -53,23 +56,23 @@ class Checkpoints:
   @property
   def latest(self) -> int | None:
     """Step of the latest checkpoint, or None."""
-    return max(self.accuracies(), default=None)
+    return max(self.scores(), default=None)
 
   @property
   def best(self) -> int | None:
-    """Step of the most accurate checkpoint, the latest among equals, or None
-    if none was evaluated."""
+    """Step of the best checkpoint, the latest among equals; None if none was
+    evaluated."""
     evaluated = [
-      (accuracy, step)
-      for step, accuracy in self.accuracies().items()
-      if accuracy is not None
+      (score, step)
+      for step, score in self.scores().items()
+      if score is not None
     ]
     return max(evaluated)[1] if evaluated else None
 
-  def accuracies(self) -> dict[int, float | None]:
-    """Step → accuracy on the test split, None where it was not evaluated."""
+  def scores(self) -> dict[int, float | None]:
+    """Step → the figure, None where the step was not evaluated."""
     return {
-      checkpoint.step: (checkpoint.metrics or {}).get("accuracy")
+      checkpoint.step: (checkpoint.metrics or {}).get(self._figure)
       for checkpoint in self._orbax.checkpoints
     }
 
@@ -78,7 +81,7 @@ class Checkpoints:
     step: int,
     state: TrainState,
     batches: int,
-    accuracy: float | None = None,
+    score: float | None = None,
   ) -> None:
     """Starts to save, once the save before is done.
 
@@ -86,7 +89,7 @@ class Checkpoints:
       step: the name of the checkpoint; one that exists is left as it is.
       state: the state after `step` steps; it may be donated afterwards.
       batches: how many training batches were consumed.
-      accuracy: on the test split, if it was evaluated.
+      score: the figure, if the step was evaluated.
     """
     if step == self.latest:
       return
@@ -95,7 +98,7 @@ class Checkpoints:
         step,
         _parts(state) | {"iterator": {"batches": batches}},
         force=True,
-        metrics=None if accuracy is None else {"accuracy": accuracy},
+        metrics=None if score is None else {self._figure: score},
       )
 
   def restore(
@@ -104,19 +107,15 @@ class Checkpoints:
     """Reads a state and the number of training batches consumed before it."""
     parts = _parts(abstract_state) | {"iterator": {"batches": 0}}
     restored = self._load(step, parts)
-    state = TrainState(
-      **restored["optimizer"], **restored["model"], ema=restored.get("ema")
-    )
-    return state, restored["iterator"]["batches"]
+    return _state(restored), restored["iterator"]["batches"]
 
   def restore_model(self, step: int, abstract_state: TrainState) -> TrainState:
     """Reads the weights alone: `opt_state` is None."""
     parts = _parts(abstract_state)
     del parts["optimizer"]
     restored = self._load(step, parts)
-    return TrainState(
-      step=step, **restored["model"], ema=restored.get("ema"), opt_state=None
-    )
+    restored["optimizer"] = {"step": step, "opt_state": None}
+    return _state(restored)
 
   def _load(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
     try:
@@ -158,10 +157,21 @@ class Checkpoints:
 def _parts(state):
   """What is saved side by side, so that weights can be read alone."""
   parts = {
-    "model": {"params": state.params, "batch_stats": state.batch_stats},
+    "model": state.variables,
     "optimizer": {"step": state.step, "opt_state": state.opt_state},
   }
   return parts if state.ema is None else parts | {"ema": state.ema}
+
+
+def _state(parts):
+  """The inverse of `_parts`."""
+  collections = dict(parts["model"])
+  return TrainState(
+    params=collections.pop("params"),
+    collections=collections,
+    **parts["optimizer"],
+    ema=parts.get("ema"),
+  )
 
 
 def _first_line(error):

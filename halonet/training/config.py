@@ -1,118 +1,73 @@
-"""The training config: every field, its default, and what it may hold."""
+"""Training configs: from a file and overrides, complete and checked."""
 
-import ast
+import importlib
 import importlib.util
 import json
-import math
-import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
-import numpy as np
 
+from halonet import fields as fields_lib
 from halonet.errors import UsageError, unknown
+from halonet.fields import Field
 from halonet.models import registry
-from halonet.training import checks, durations
+from halonet.tasks.registry import get_task, make_task
+from halonet.tasks.task import Task
+from halonet.training.options import DURATIONS, FIELDS
 
 
-def default_config() -> ml_collections.ConfigDict:
-  """Returns every field that a config file may set.
+def config_fields(values: Mapping[str, Any]) -> dict[str, Field]:
+  """Returns all fields of a config, by dotted names.
 
-  `model` takes, beside its name, every field of the named model; `num_classes`
-  follows from the data set.
+  Which there are depends on the task, the model, and the parts of the model
+  that are chosen.
+
+  Args:
+    values: fields that are set, by dotted names; those that decide count.
+
+  Raises:
+    UsageError: if there is no such package, task or model.
   """
-  return ml_collections.ConfigDict(
-    dict(
-      # Everything random derives from this: parameters, order, augmentation.
-      seed=0,
-      # Optimizer steps. This and every other duration below is a number of
-      # steps, or a text: "90 epochs", "0.5 epochs".
-      steps=1000,
-      # Images per step over all devices, and the parts in which a device
-      # computes its share, one after another, to need less memory.
-      batch_size=64,
-      accumulation_steps=1,
-      model=dict(name="halonet_h0"),
-      # Weights to begin with: the workdir of another run, a .safetensors file
-      # of timm's, hf-hub:OWNER/NAME, or "timm" for what timm publishes.
-      init_from=None,
-      data=dict(
-        # A TFDS name, and where its records are (TFDS's own place if None); or
-        # "folder", and the folder that holds one for each split, which holds
-        # one for each class, which holds image files.
-        name="digits",
-        data_dir=None,
-        train_split="train",
-        test_split="test",
-        # Side of the model's input in pixels; the model's own if None.
-        image_size=None,
-        # Of every channel, after scaling to 0 … 1.
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        # Random crops take at least this share of an image; 1: no crops.
-        crop_area=0.08,
-        # Random horizontal flips.
-        flip=True,
-        # RandAugment: operations per image (0: none), their magnitude of 0 to
-        # 10, and the standard deviation of the magnitude.
-        randaugment_layers=0,
-        randaugment_magnitude=10.0,
-        randaugment_std=0.0,
-        # Probability that a random rectangle of an image becomes noise.
-        random_erasing=0.0,
-        # Alphas of the beta distributions by which pairs of images are mixed;
-        # 0: off. With both on, each pair gets one or the other.
-        mixup=0.0,
-        cutmix=0.0,
-        # Share of the shorter side that the central square of a test image
-        # has, and how it is resized: "bilinear" or "bicubic".
-        crop_fraction=1.0,
-        interpolation="bilinear",
-        # "float32" or "bfloat16", of images on their way to the devices.
-        image_dtype="float32",
-        # Leaves out images that cannot be decoded, and counts them; else the
-        # first one ends the run with its file's name.
-        skip_corrupt=False,
-        # Encoded images that are held in memory to be shuffled, over all
-        # processes.
-        shuffle_buffer=10_000,
-      ),
-      optimizer=dict(
-        # "sgd", with Nesterov momentum, or "adamw".
-        name="sgd",
-        # For 256 images a step, and in proportion for other batches. Reached
-        # after the linear warm-up; a cosine takes it to zero.
-        learning_rate=0.1,
-        warmup_steps=100,
-        # Of "sgd" alone.
-        momentum=0.9,
-        # On kernels alone; decoupled from the gradient in "adamw".
-        weight_decay=5e-5,
-        # Gradients of a larger norm are scaled down to it; 0: off.
-        clip_norm=0.0,
-      ),
-      label_smoothing=0.1,
-      # Of the moving averages of weights and statistics that are evaluated
-      # beside the raw ones; 0: none.
-      ema_decay=0.0,
-      # Steps between lines of progress, evaluations and checkpoints; the last
-      # step always has all three.
-      log_every=50,
-      eval_every=500,
-      checkpoint_every=500,
-      # The latest checkpoints that are kept, beside the most accurate one of
-      # those whose step was evaluated.
-      keep_checkpoints=3,
-      # The first and the last step of a profiler trace, or ().
-      profile_steps=(),
-    )
-  )
+  import_packages(values.get("packages", ()))
+  task = get_task(values.get("task", FIELDS["task"].default))
+  name = values.get("model.name", FIELDS["model.name"].default)
+  chosen = {
+    field.removeprefix("model."): value
+    for field, value in values.items()
+    if field.startswith("model.") and field != "model.name"
+  }
+  try:
+    model = registry.model_fields(name, chosen)
+  except ValueError as error:
+    raise UsageError(f"config.model.{error}") from None
+  return {
+    **FIELDS,
+    **task.FIELDS,
+    **{
+      f"model.{field}": each
+      for field, each in model.items()
+      if field not in task.decides
+    },
+  }
+
+
+def import_packages(names: Any) -> None:
+  """Imports the packages that a config names; UsageError if one cannot be."""
+  names = FIELDS["packages"].check("config.packages", names)
+  for name in names:
+    try:
+      importlib.import_module(name)
+    except Exception as error:  # Whatever the package does.
+      raise UsageError(
+        f"config.packages: {name} cannot be imported:"
+        f" {type(error).__name__}: {error}"
+      ) from error
 
 
 def load_config(
-  source: str, overrides: Sequence[str] = ()
+  source: str, overrides: Iterable[str] = ()
 ) -> ml_collections.ConfigDict:
   """Builds a complete, checked config.
 
@@ -124,50 +79,52 @@ def load_config(
   Raises:
     UsageError: that names the field, the value and the remedy.
   """
-  from_file = ml_collections.ConfigDict(read_file(source))
-  pairs = [_split_override(override) for override in overrides]
-
-  config = default_config()
-  name = dict(pairs).get("model.name")
-  if name is None:
-    name = _flatten(from_file).get("model.name", config.model.name)
-  try:
-    fields = registry.model_fields(str(name))
-  except ValueError as error:
-    raise UsageError(f"config.model.name: {error}") from None
-  del fields["num_classes"]
-  config.model = ml_collections.ConfigDict({"name": str(name), **fields})
-
-  for field, value in _flatten(from_file).items():
-    _set(config, field, value, source)
-  for field, text in pairs:
-    default = _OPTIONAL.get(field, _flatten(config).get(field))
-    if field in durations.FIELDS:
-      default = 1  # A number where it can be one, whatever the file says.
-    value = _parse(text, field, default)
-    _set(config, field, value, f"--config.{field}")
+  given = flatten(ml_collections.ConfigDict(read_file(source)))
+  texts = fields_lib.parse_overrides(
+    [f"--config.{override}" for override in overrides]
+  )
+  # What decides which fields there are, before their types are known.
+  deciding = given | {
+    field: fields_lib.parse(
+      text, FIELDS[field].kind if field in FIELDS else None
+    )
+    for field, text in texts.items()
+  }
+  fields = config_fields(deciding)
+  for field in (*given, *texts):
+    if field not in fields:
+      where = f"--config.{field}" if field in texts else source
+      raise UsageError(f"{where}: {unknown('field', field, fields, 'config.')}")
+  config = _complete(given | _parsed(texts, fields), fields)
   if config.data.image_size is None:
-    size = registry.get_entry(name).image_size
-    _assign(config, "data.image_size", size)
-  checks.check(config)
-  create_model(config, num_classes=1)
+    with config.data.ignore_type():
+      config.data.image_size = registry.get_entry(config.model.name).image_size
+  _check(config)
   return config
 
 
-def create_model(config: ml_collections.ConfigDict, num_classes: int):
-  """Makes the model of a config; raises UsageError if it is impossible."""
-  fields = config.model.to_dict()
-  try:
-    return registry.create_model(
-      fields.pop("name"), **fields, num_classes=num_classes
-    )
-  except ValueError as error:
-    raise UsageError(f"config.model: {error}") from None
-
-
 def field_names(config: ml_collections.ConfigDict) -> list[str]:
-  """All fields that can be set, with dots between a part and its field."""
-  return list(_flatten(config))
+  """Returns all fields that can be set, with dots between the parts."""
+  return list(flatten(config))
+
+
+def help_text(source: str, overrides: Iterable[str] = ()) -> str:
+  """Formats every field of a config, with the values that it has as such."""
+  config = load_config(source, overrides)
+  values = flatten(config)
+  fields = {
+    name: Field(**(vars(each) | {"default": values[name]}))
+    for name, each in config_fields(values).items()
+  }
+  return fields_lib.describe(fields, "--config.")
+
+
+def create_model(config: ml_collections.ConfigDict, task: Task) -> Any:
+  """Makes the model of a config for a task that knows its data set."""
+  fields = config.model.to_dict()
+  return registry.create_model(
+    fields.pop("name"), **fields, **task.model_fields()
+  )
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -175,39 +132,28 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-  """Reads what `to_json` wrote; lists become tuples again.
+  """Reads what `to_json` wrote, in this version or an earlier one.
+
+  Fields that came later get their defaults.
 
   Raises:
     ValueError: if the text is something else.
+    UsageError: if a value is impossible.
   """
-
-  def freeze(value):
-    if isinstance(value, dict):
-      return {key: freeze(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
-
-  fields = json.loads(text)
-  if not isinstance(fields, dict):
-    raise ValueError("it holds no fields")
-  config = ml_collections.ConfigDict(freeze(fields))
-  missing = _flatten(default_config()).keys() - _flatten(config).keys()
-  if missing:
-    raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-  return config
-
-
-# They say how, where and when, and not what is learned.
-_CHANGEABLE = (
-  "accumulation_steps",
-  "model.remat",
-  "data.data_dir",
-  "data.skip_corrupt",
-  "log_every",
-  "eval_every",
-  "checkpoint_every",
-  "keep_checkpoints",
-  "profile_steps",
-)
+  values = json.loads(text)
+  parts = ("data", "model", "optimizer")
+  if not isinstance(values, dict) or not all(
+    isinstance(values.get(part), dict) for part in parts
+  ):
+    raise ValueError("it is no config of a training")
+  if "task" not in values:  # Before there were tasks.
+    values["model"] = registry.upgrade(values["model"])
+  values = flatten(ml_collections.ConfigDict(values))
+  fields = config_fields(values)
+  for field in values:
+    if field not in fields:
+      raise ValueError(f"it has the field {field}, which is not known")
+  return _complete(values, fields)
 
 
 def differences(
@@ -216,19 +162,18 @@ def differences(
   """Lists the fields in which two configs differ, as `field: old → new`.
 
   Returns:
-    Those that make another training, and those that a run may change when it
-    goes on: they say how, where and when, not what is learned.
+    Those that make another training; and those that a run may change when it
+    goes on, because they do not change what is learned.
   """
-  old, new = _flatten(old), _flatten(new)
-  changed = {
-    field: f"{field}: {old.get(field, 'absent')} → {new.get(field, 'absent')}"
-    for field in sorted(old.keys() | new.keys())
-    if old.get(field, "absent") != new.get(field, "absent")
-  }
-  return (
-    [text for field, text in changed.items() if field not in _CHANGEABLE],
-    [text for field, text in changed.items() if field in _CHANGEABLE],
-  )
+  old, new = flatten(old), flatten(new)
+  fields = config_fields(old) | config_fields(new)
+  refused, changed = [], []
+  for field in sorted(old.keys() | new.keys()):
+    values = old.get(field, "absent"), new.get(field, "absent")
+    if values[0] != values[1]:
+      kept = changed if fields[field].changeable else refused
+      kept.append(f"{field}: {values[0]} → {values[1]}")
+  return refused, changed
 
 
 def read_file(source: str) -> dict[str, Any] | ml_collections.ConfigDict:
@@ -252,97 +197,138 @@ def read_file(source: str) -> dict[str, Any] | ml_collections.ConfigDict:
   return config
 
 
-def _split_override(override):
-  field, equals, text = override.partition("=")
-  if not equals:
-    raise UsageError(f"--config.{field}: write --config.{field}=VALUE")
-  return field, text
+def in_steps(
+  config: ml_collections.ConfigDict, train_size: int
+) -> ml_collections.ConfigDict:
+  """Returns a copy of a config with all durations in steps, checked again.
+
+  Args:
+    config: complete and checked.
+    train_size: examples of an epoch.
+
+  Raises:
+    UsageError: if the durations contradict one another.
+  """
+  config = config.copy_and_resolve_references()
+  for field in DURATIONS:
+    *parts, last = field.split(".")
+    part = config[parts[0]] if parts else config
+    number, unit = fields_lib.parse_duration(field, part[last])
+    if unit == "epochs":
+      steps = round(number * train_size / config.batch_size)
+      with part.ignore_type():
+        part[last] = max(steps, FIELDS[field].least)
+  _check_durations(config)
+  return config
 
 
-def _flatten(config, prefix=""):
+def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
+  """Raises UsageError unless a batch splits as the config asks.
+
+  It must split evenly over the devices and the parts of a device's share, into
+  whole groups of batch norm and into what the task computes together.
+  """
+  parts = devices * config.accumulation_steps
+  if config.batch_size % parts:
+    below = config.batch_size // parts * parts
+    near = " or ".join(str(n) for n in (below, below + parts) if n)
+    by = f"{devices} devices"
+    if config.accumulation_steps > 1:
+      by += f" × {config.accumulation_steps} accumulation_steps"
+    raise UsageError(
+      f"config.batch_size is {config.batch_size}, which {by} do not divide"
+      f" evenly; take {near}"
+    )
+  part = config.batch_size // parts
+  group = config.model.get("batch_norm_group")  # None: no batch norm.
+  if (
+    group is not None
+    and config.accumulation_steps > 1
+    and (not group or part % group)
+  ):
+    raise UsageError(
+      f"config.model.batch_norm_group is {group}; with"
+      f" config.accumulation_steps {config.accumulation_steps} it must divide"
+      f" the {part} images that are computed at once (0 asks for statistics of"
+      " the whole batch, which its parts do not have)"
+    )
+  if group and config.batch_size % group:
+    raise UsageError(
+      f"config.model.batch_norm_group is {group}, which does not divide"
+      f" config.batch_size, {config.batch_size}"
+    )
+  make_task(config).check_rows(part)
+
+
+def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict:
+  """Returns the values by dotted names."""
   flat = {}
   for key, value in config.items():
     if isinstance(value, ml_collections.ConfigDict):
-      flat |= _flatten(value, f"{prefix}{key}.")
+      flat |= flatten(value, f"{prefix}{key}.")
     else:
       flat[f"{prefix}{key}"] = value
   return flat
 
 
-def _assign(config, field, value):
-  *parts, last = field.split(".")
-  for part in parts:
-    config = config[part]
-  with config.ignore_type():  # A duration may be a number or a text.
-    config[last] = value
+def _parsed(texts, fields):
+  return {
+    field: fields_lib.parse(text, getattr(fields.get(field), "kind", None))
+    for field, text in texts.items()
+  }
 
 
-def _set(config, field, value, source):
-  """Sets a field that exists, to a value of its kind."""
-  known = _flatten(config)
-  if value is None and field in _OPTIONAL:
-    _assign(config, field, None)
-    return
-  if field not in known:
-    raise UsageError(f"{source}: {unknown('field', field, known, 'config.')}")
-  default = _OPTIONAL.get(field, known[field])
-  if field in durations.FIELDS:
-    default = 1  # A number where it is no text, whatever it was before.
-  try:
-    if field in durations.FIELDS and isinstance(value, str):
-      durations.parse(value)
-    else:
-      value = _coerce(value, default)
-  except TypeError as error:
+def _complete(values, fields):
+  """Makes a config of all fields, of which some are set."""
+  nested = {}
+  for field, each in fields.items():
+    *parts, last = field.split(".")
+    part = nested
+    for name in parts:
+      part = part.setdefault(name, {})
+    try:
+      part[last] = each.check(
+        f"config.{field}", values.get(field, each.default)
+      )
+    except ValueError as error:
+      raise UsageError(str(error)) from None
+  return ml_collections.ConfigDict(nested)
+
+
+def _check(config):
+  """Raises UsageError if fields contradict one another."""
+  trace = config.profile_steps
+  if trace and (len(trace) != 2 or trace[0] > trace[1]):
     raise UsageError(
-      f"config.{field} is {value!r}; it must be {error}, such as {default!r}"
-    ) from None
-  _assign(config, field, value)
-
-
-# Fields that are None by default, with an example of what else they may be.
-_OPTIONAL = {
-  "data.data_dir": "gs://bucket/data",
-  "data.image_size": 224,
-  "init_from": "runs/pretrained",
-}
-
-
-def _coerce(value, default):
-  """Makes `value` one of the default's kind; TypeError says what that is."""
-  if isinstance(value, np.generic):
-    value = value.item()
-  if isinstance(value, os.PathLike):
-    value = os.fspath(value)
-  if isinstance(default, tuple):
-    if not isinstance(value, tuple | list):
-      raise TypeError("a tuple")
-    # Of an empty default, the model knows what its items are.
-    return tuple(_coerce(item, (default or (None,))[0]) for item in value)
-  if isinstance(default, bool):
-    if not isinstance(value, bool):
-      raise TypeError("true or false")
-  elif isinstance(default, int):
-    if not isinstance(value, int) or isinstance(value, bool):
-      raise TypeError("a whole number")
-  elif isinstance(default, float):
-    if not isinstance(value, int | float) or isinstance(value, bool):
-      raise TypeError("a number")
-    if not math.isfinite(value):
-      raise TypeError("a finite number")
-    return float(value)
-  elif isinstance(default, str) and not isinstance(value, str):
-    raise TypeError("a text")
-  return value  # What is None by default, the model checks.
-
-
-def _parse(text, field, default):
-  """Reads the text of an override, as Python does but for bare words."""
-  if field in _OPTIONAL and text == "None":
-    return None
-  if isinstance(default, str):
-    return text
+      f"config.profile_steps is {trace}; it must be the first and the last step"
+      " of the trace, such as (100, 104)"
+    )
+  if config.model.get("dtype") == "float64":
+    raise UsageError(
+      "config.model.dtype is 'float64'; training takes float32 or bfloat16"
+    )
+  _check_durations(config)
+  make_task(config).check()
+  fields = config.model.to_dict()
   try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return {"true": True, "false": False}.get(text, text)
+    registry.create_model(fields.pop("name"), **fields)
+  except ValueError as error:
+    raise UsageError(f"config.model.{error}") from None
+
+
+def _check_durations(config):
+  steps, unit = fields_lib.parse_duration("steps", config.steps)
+  warmup, warmup_unit = fields_lib.parse_duration(
+    "warmup_steps", config.optimizer.warmup_steps
+  )
+  trace = config.profile_steps
+  if trace and unit == "steps" and trace[0] > steps:
+    raise UsageError(
+      f"config.profile_steps is {trace}; it must begin at most at config.steps,"
+      f" {config.steps}"
+    )
+  if unit == warmup_unit and warmup >= steps:
+    raise UsageError(
+      f"config.optimizer.warmup_steps is {config.optimizer.warmup_steps}; it"
+      f" must be below config.steps, {config.steps}"
+    )

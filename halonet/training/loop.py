@@ -14,12 +14,11 @@ from clu import parameter_overview
 from halonet.data import pipeline, sources
 from halonet.errors import RunError
 from halonet.parallel import batch_sharding, make_mesh
-from halonet.training import checks, durations, initialise, processes
 from halonet.training import config as config_lib
+from halonet.training import initialise, processes
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.evaluation import evaluate
-from halonet.training.flops import peak_flops, training_flops
 from halonet.training.memory import peak_memory
 from halonet.training.metrics import Progress, open_writer
 from halonet.training.processes import say, together
@@ -65,38 +64,38 @@ def train(
       say(f"This run is finished: {results['steps']} steps.")
       return results
     with together():
-      checks.check_devices(config, jax.device_count())
+      config_lib.check_devices(config, jax.device_count())
 
     # ----------------------------------------------------------------- data
-    source = None
+    source, needs = None, make_task(config).needs
     with together():
       if processes.is_first():  # Prepares it, where that is still to be done.
-        source = sources.open_source(config.data)
+        source = sources.open_source(config.data, needs)
     with together():
-      source = source or sources.open_source(config.data)
+      source = source or sources.open_source(config.data, needs)
       train_split = source.split("train_split", config.data.train_split)
       test_split = source.split("test_split", config.data.test_split)
     for split in (train_split, test_split):
       processes.check_same(split.fingerprint, f"files in {source.location}")
-    labels = "\n".join(source.labels)
     data = {
       "training files": f"{train_split.size}, {train_split.fingerprint:x}",
       "test files": f"{test_split.size}, {test_split.fingerprint:x}",
-      "classes": f"{len(source.labels)}, {zlib.crc32(labels.encode()):x}",
     }
     workdir.check_data(data)
+    task = make_task(config, make_task(config).describe(source))
+    workdir.check_metadata(task.metadata)
     for change in changed:
       say(f"Changed since this run began: config.{change}")
-    checks.check(durations.in_steps(config, train_split.size))
+    config_lib.in_steps(config, train_split.size)
     with StopSignals() as stop:
       return _train(
-        config, workdir, source, data, train_split, test_split, stop
+        config, task, workdir, source, data, train_split, test_split, stop
       )
 
 
-def _train(given, workdir, source, data, train_split, test_split, stop):
+def _train(given, task, workdir, source, data, train_split, test_split, stop):
   """The rest of `train`, with data and workdir at hand."""
-  config = durations.in_steps(given, train_split.size)
+  config = config_lib.in_steps(given, train_split.size)
   # ------------------------------------------------------------------- mesh
   mesh = make_mesh()
   device = mesh.devices.flat[0]
@@ -104,29 +103,33 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
     f"Devices: {mesh.size} × {device.device_kind} ({device.platform}), of"
     f" {jax.process_count()} process{'es' * (jax.process_count() > 1)}\n"
     f"Data: {source.name} in {source.location}: {train_split.size} images to"
-    f" train on, {test_split.size} to test on, {len(source.labels)} classes"
+    f" train on, {test_split.size} to test on"
+    + "".join(
+      f", {len(names)} classes of {feature}"
+      for feature, names in source.classes.items()
+    )
   )
 
   # ------------------------------------------------------------------ model
-  model = config_lib.create_model(config, num_classes=len(source.labels))
+  model = config_lib.create_model(config, task)
   optimizer = optimizer_lib.make_optimizer(config)
   schedule = optimizer_lib.make_schedule(config)
-  train_step = make_train_step(model, optimizer, config, mesh)
-  eval_step = make_eval_step(model, mesh)
-  init = make_init(
-    model, optimizer, config.data.image_size, mesh, ema=config.ema_decay > 0
-  )
+  train_step = make_train_step(model, task, optimizer, config, mesh)
+  eval_step = make_eval_step(model, task, mesh)
+  init = make_init(model, optimizer, config, mesh)
   abstract = abstract_state(init, mesh)
   say(
     parameter_overview.get_parameter_overview(
       abstract.params, include_stats=False
     )
   )
-  image_flops = training_flops(model, config.data.image_size)
-  peak = peak_flops(device)
+  flops = forward_flops(model, (config.data.image_size,) * 2)
+  chip = find_chip(device)
 
   # --------------------------------------------------------- state or restore
-  checkpoints = Checkpoints(workdir.checkpoints, config.keep_checkpoints)
+  checkpoints = Checkpoints(
+    workdir.checkpoints, task.best, config.keep_checkpoints
+  )
   with contextlib.closing(checkpoints):
     step = checkpoints.latest or 0
     processes.check_same(step, "checkpoints")
@@ -144,13 +147,13 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
       if processes.is_first():
         # From here on the folder is this config's: nothing is wrong with it.
         workdir.write_config(given)
-        workdir.write_labels(source.labels)
+        workdir.write_metadata(task.metadata)
         workdir.write_data(data)
 
     # -------------------------------------------------------------- compile
     say("Compiling the training step")
     started = time.perf_counter()
-    batch = abstract_batch(config, mesh)
+    batch = abstract_batch(task, mesh)
     train_step = train_step.lower(abstract, batch).compile()
     say(f"Compiled in {time.perf_counter() - started:.0f} s")
     if stop.signal:
@@ -163,7 +166,7 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
       " learning rate up to"
       f" {optimizer_lib.peak_learning_rate(config):g}"
     )
-    group = config.model.batch_norm_group
+    group = config.model.get("batch_norm_group")
     part = config.batch_size // mesh.size // config.accumulation_steps
     if group and part % group:
       say(
@@ -171,7 +174,7 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
         f" fit into the {part} that a device computes at once"
       )
     batches = pipeline.on_device(
-      pipeline.train_batches(train_split, config, start=batches_seen),
+      pipeline.train_batches(train_split, config, task, start=batches_seen),
       batch_sharding(mesh),
     )
     progress = Progress(config.steps, config.batch_size)
@@ -221,14 +224,20 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
             "images_per_second_per_device": rate / mesh.size,
             "input_wait": waiting,
           }
+          shown = "".join(
+            f"  {name} {value:.4f}"
+            for name, value in means.items()
+            if name != "gradient_norm"
+          )
           line = (
-            f"step {step}/{config.steps}  loss {means['loss']:.4f}"
-            f"  accuracy {means['accuracy']:.4f}  {rate:.0f} images/s"
+            f"step {step}/{config.steps}{shown}  {rate:.0f} images/s"
             f"  input wait {waiting:.0%}"
           )
-          if peak and image_flops:
+          if chip and flops:
+            # A step is usually counted as three forward passes. What is
+            # computed a second time to save memory is no work of the model.
             figures["flops_utilization"] = (
-              rate * image_flops / (peak * mesh.size)
+              3 * flops * rate / (chip.peak_flops * mesh.size)
             )
             line += f"  MFU {figures['flops_utilization']:.1%}"
           if config.data.skip_corrupt:
@@ -238,18 +247,24 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
           say(f"{line}  ETA {datetime.timedelta(seconds=round(eta))}")
         if test:
           evaluation, averaged = evaluate(
-            eval_step, state, test_split, config, mesh
+            eval_step, task, state, test_split, mesh
           )
-          for loss in (evaluation.loss, (averaged or evaluation).loss):
-            if not np.isfinite(loss):
-              raise NotFinite("test loss", loss, step, config, checkpoints)
-          writer.write(step, **_test_figures(evaluation, averaged))
-          say(f"step {step}/{config.steps}  {evaluation}")
+          tested = _test_figures(evaluation, averaged)
+          for name, value in tested.items():
+            if not np.isfinite(value):
+              raise NotFinite(
+                name.replace("_", " "), value, step, config, checkpoints
+              )
+          writer.write(step, **tested)
+          say(f"step {step}/{config.steps}  {words(task, evaluation)}")
           if averaged:
-            say(f"step {step}/{config.steps}  moving averages: {averaged}")
+            say(
+              f"step {step}/{config.steps}  moving averages:"
+              f" {words(task, averaged)}"
+            )
         if save or stopping:
-          accuracy = (averaged or evaluation).accuracy if test else None
-          checkpoints.save(step, state, batches_seen, accuracy)
+          score = (averaged or evaluation)[task.best] if test else None
+          checkpoints.save(step, state, batches_seen, score)
         if stopping and not last:
           checkpoints.wait()
           raise Stopped(stopping, f"saved {workdir.checkpoints / str(step)}")
@@ -260,16 +275,16 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
 
   # ----------------------------------------------------------------- result
   if evaluation is None:  # Stopped between the last save and the result.
-    evaluation, averaged = evaluate(eval_step, state, test_split, config, mesh)
-  chosen = averaged or evaluation
+    evaluation, averaged = evaluate(eval_step, task, state, test_split, mesh)
   memory, whose = peak_memory()
   results = {
     **_test_figures(evaluation, averaged),
-    "test_correct": chosen.correct,
+    "best": task.best,
     "steps": step,
     "best_checkpoint": best,
     "checkpoint": step,
     "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+    "flops": flops,
     "images_per_second": progress.images_per_second,
     # Since this process began: not of one before, from which it went on.
     "peak_memory_bytes": memory,
@@ -284,21 +299,17 @@ def _train(given, workdir, source, data, train_split, test_split, stop):
 
 
 def _test_figures(evaluation, averaged):
-  """Figures of the weights that count: the moving averages, if there are any,
-  and then the raw ones beside them."""
-  chosen = averaged or evaluation
+  """Names the figures of the weights that count: the moving averages, if there
+  are any, and then the raw ones beside them."""
   figures = {
-    "test_accuracy": chosen.accuracy,
-    "test_loss": chosen.loss,
-    "test_images": chosen.images,
+    f"test_{name}": value for name, value in (averaged or evaluation).items()
   }
   if averaged:
     figures |= {
-      "raw_test_accuracy": evaluation.accuracy,
-      "raw_test_loss": evaluation.loss,
+      f"raw_test_{name}": value
+      for name, value in evaluation.items()
+      if name not in ("images", "skipped")
     }
-  if chosen.skipped:
-    figures["test_skipped"] = chosen.skipped
   return figures
 
 

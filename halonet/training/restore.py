@@ -1,6 +1,7 @@
 """The model of a run, from its workdir."""
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 import optax
@@ -8,6 +9,8 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from halonet.errors import UsageError, unknown
+from halonet.tasks.registry import make_task
+from halonet.tasks.task import Task
 from halonet.training import config as config_lib
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.state import TrainState, abstract_state, make_init
@@ -19,20 +22,17 @@ class TrainedModel:
   """A model and its weights, as a run left them after `step` steps."""
 
   config: ml_collections.ConfigDict
-  labels: list[str]
+  task: Task
   model: nn.Module
   state: TrainState
   step: int
 
   @property
-  def variables(self) -> dict:
+  def variables(self) -> dict[str, Any]:
     """What `model.apply` takes: the moving averages, if the run kept them."""
     if self.state.ema is not None:
       return self.state.ema
-    return {
-      "params": self.state.params,
-      "batch_stats": self.state.batch_stats,
-    }
+    return self.state.variables
 
 
 def restore_model(
@@ -50,8 +50,9 @@ def restore_model(
   config = workdir.config()
   if not workdir.checkpoints.is_dir():
     raise UsageError(f"--workdir {workdir.path} has no checkpoints yet")
-  checkpoints = Checkpoints(workdir.checkpoints)
-  steps = sorted(checkpoints.accuracies())
+  task = make_task(config, workdir.metadata())
+  checkpoints = Checkpoints(workdir.checkpoints, task.best)
+  steps = sorted(checkpoints.scores())
   if not steps:
     raise UsageError(f"--workdir {workdir.path} has no checkpoints yet")
   if step is None:
@@ -60,15 +61,9 @@ def restore_model(
     message = unknown("checkpoint of step", str(step), map(str, steps))
     raise UsageError(f"--step: {message}")
 
-  labels = workdir.labels()
-  model = config_lib.create_model(config, num_classes=len(labels))
-  init = make_init(
-    model,
-    optax.identity(),  # Its state is not read.
-    config.data.image_size,
-    mesh,
-    ema=config.ema_decay > 0,
-  )
+  model = config_lib.create_model(config, task)
+  # The optimizer's state is not read.
+  init = make_init(model, optax.identity(), config, mesh)
   state = checkpoints.restore_model(step, abstract_state(init, mesh))
   checkpoints.close()
-  return TrainedModel(config, labels, model, state, step)
+  return TrainedModel(config, task, model, state, step)

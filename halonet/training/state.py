@@ -1,6 +1,5 @@
 """What a training step changes, and where it lives."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,13 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from halonet.ops import dispatch
 from halonet.parallel import batch_sharding, replicated
+from halonet.tasks.task import Task
+
+# Collections that a module may fill when it is initialised, and that are no
+# state: what layers report of one call.
+_REPORTS = ("intermediates", "attention")
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -21,98 +26,103 @@ class TrainState(flax.struct.PyTreeNode):
   Attributes:
     step: optimizer steps done, an int32 scalar.
     params: parameters of the model, float32.
-    batch_stats: running statistics of its batch norms, float32.
+    collections: the model's other collections of variables, by name, such as
+      the `batch_stats` of batch norms; {} if it has none.
     opt_state: the optimizer's state.
-    ema: moving averages of `params` and `batch_stats`, under these names, as
-      `moving_average` makes them; None if the config asks for none.
+    ema: moving averages of all variables, in the structure of `variables`;
+      None if the config asks for none.
   """
 
   step: jax.Array
   params: Any
-  batch_stats: Any
+  collections: dict[str, Any]
   opt_state: optax.OptState
   ema: dict[str, Any] | None = None
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What `model.apply` takes."""
+    return {"params": self.params, **self.collections}
 
 
 def make_init(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
-  image_size: int,
+  config: ml_collections.ConfigDict,
   mesh: Mesh,
-  *,
-  ema: bool,
 ) -> Callable[[int], TrainState]:
   """Compiles the drawing of a fresh state, on every device, from a seed.
 
-  With `ema`, it has moving averages, which begin at the fresh values.
+  Moving averages begin at the fresh values.
   """
-  # Any form of the attention has these parameters; this one serves an image.
-  spec = dataclasses.replace(model.spec, attention_implementation="xla")
-  model = model.clone(spec=spec)
+  size = config.data.image_size
 
   def init(seed):
     # The key is made inside: every process passes the same number.
     key = jax.random.key(seed)
-    variables = model.init(key, jnp.zeros((1, image_size, image_size, 3)))
-    params, batch_stats = variables["params"], variables["batch_stats"]
+    # Every form of the attention has these parameters; this one serves a
+    # single image.
+    with dispatch.implementation("xla"):
+      variables = dict(model.init(key, jnp.zeros((1, size, size, 3))))
+    variables = {
+      name: values for name, values in variables.items() if name not in _REPORTS
+    }
+    params = variables["params"]
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      batch_stats=batch_stats,
+      collections={
+        name: variables[name] for name in variables if name != "params"
+      },
       opt_state=optimizer.init(params),
-      ema={"params": params, "batch_stats": batch_stats} if ema else None,
+      ema=variables if config.ema_decay > 0 else None,
     )
 
   return jax.jit(init, out_shardings=replicated(mesh))
 
 
-def abstract_state(init: Callable[[int], TrainState], mesh: Mesh):
-  """The shapes, dtypes and places of what `init` draws, without drawing."""
+def abstract_state(init: Callable[[int], TrainState], mesh: Mesh) -> TrainState:
+  """Returns shapes, dtypes and places of what `init` draws."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
     jax.eval_shape(init, 0),
   )
 
 
-def moving_average(average: Any, now: Any, step: jax.Array, decay: float):
-  """Moves an exponential moving average towards what it is of, in float32.
+def moving_average(
+  average: Any, now: Any, step: jax.Array, decay: float
+) -> Any:
+  """Moves exponential moving averages towards the present values.
 
   The decay after `step` steps, this one included, is min(`decay`, (1 + step) /
   (10 + step)): young averages follow closely, so that the initial values are
   soon forgotten. So does `tf.train.ExponentialMovingAverage` when it is told
-  `num_updates`.
+  `num_updates`. Whole numbers, such as counters, are not averaged.
   """
   step = step.astype(jnp.float32)
   decay = jnp.minimum(decay, (1 + step) / (10 + step))
-  return jax.tree.map(lambda a, x: a + (1 - decay) * (x - a), average, now)
+
+  def move(a, x):
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+      return x
+    return a + (1 - decay) * (x - a)
+
+  return jax.tree.map(move, average, now)
 
 
 def abstract_batch(
-  config: ml_collections.ConfigDict, mesh: Mesh
+  task: Task, mesh: Mesh, *, train: bool = True
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """The shape of a global training batch, split over the mesh.
+  """Returns the shapes of a global batch, split over the mesh.
 
-  Of b rows and images of side s, it has
-    image: float32 or bfloat16 `[b, s, s, 3]`, normalised;
-    label: int32 `[b]`;
-  if images are mixed, as `halonet.training.mixing.mix` takes them,
-    mix_share: float32 `[b]`;
-    mix_box: int32 `[b, 4]`;
-  and if corrupt images are skipped,
-    weight: float32 `[b]`, 0 in place of a corrupt image and 1 elsewhere.
+  `task.batch_spec` says what it holds. An evaluation batch has as many rows as
+  a training step computes at once.
   """
-  data = config.data
-  shapes = {
-    "image": ((data.image_size, data.image_size, 3), data.image_dtype),
-    "label": ((), "int32"),
-  }
-  if data.mixup > 0 or data.cutmix > 0:
-    shapes |= {"mix_share": ((), "float32"), "mix_box": ((4,), "int32")}
-  if data.skip_corrupt:
-    shapes["weight"] = ((), "float32")
+  config = task.config
+  rows = config.batch_size // (1 if train else config.accumulation_steps)
   return {
     name: jax.ShapeDtypeStruct(
-      (config.batch_size, *shape), dtype, sharding=batch_sharding(mesh)
+      (rows, *shape), dtype, sharding=batch_sharding(mesh)
     )
-    for name, (shape, dtype) in shapes.items()
+    for name, (shape, dtype) in task.batch_spec(train).items()
   }

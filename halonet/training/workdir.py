@@ -1,7 +1,7 @@
 """The folder of one run: what it holds, and whose it is.
 
 config.json    the complete config; another one is refused
-labels.txt     the names of the classes, a line each
+metadata.json  what the task knows of the data set, such as names of classes
 data.json      which files the run began with; others are refused
 checkpoints/   one folder per saved step
 metrics.jsonl  a JSON object per line: the step and its figures
@@ -41,7 +41,7 @@ class Workdir:
     self.metrics = self.path / "metrics.jsonl"
     self.tensorboard = self.path / "tensorboard"
     self._config = self.path / "config.json"
-    self._labels = self.path / "labels.txt"
+    self._metadata = self.path / "metadata.json"
     self._data = self.path / "data.json"
     self._results = self.path / "results.json"
 
@@ -125,17 +125,30 @@ class Workdir:
         " command writes it again"
       ) from None
 
-  def labels(self) -> list[str]:
+  def metadata(self) -> dict[str, Any]:
+    """Reads what the task knows of the data set; UsageError without it."""
+    labels = self.path / "labels.txt"  # Of a run before there were tasks.
     try:
-      return self._labels.read_text().splitlines()
-    except OSError as error:
+      if labels.exists() and not self._metadata.exists():
+        return {"labels": labels.read_text().splitlines()}
+      return json.loads(self._metadata.read_text())
+    except (OSError, ValueError) as error:
+      reason = getattr(error, "strerror", None) or error
       raise UsageError(
-        f"{self._labels} cannot be read: {error.strerror or error}; training"
-        " writes it when it goes on"
+        f"{self._metadata} cannot be read: {reason}; training writes it when it"
+        " goes on"
       ) from None
 
-  def write_labels(self, labels: list[str]) -> None:
-    self._write(self._labels, "".join(f"{label}\n" for label in labels))
+  def check_metadata(self, metadata: dict[str, Any]) -> None:
+    """Raises UsageError if the run began with other metadata."""
+    if self._config.exists() and self.metadata() != metadata:
+      raise UsageError(
+        f"the data set's {', '.join(metadata)} are not those that the run in"
+        f" {self.path} began with; put them back, or name a new --workdir"
+      )
+
+  def write_metadata(self, metadata: dict[str, Any]) -> None:
+    self._write(self._metadata, json.dumps(metadata, indent=2) + "\n")
 
   def check_data(self, data: dict[str, Any]) -> None:
     """Raises UsageError if the run began with other data than `data`.

@@ -1,0 +1,137 @@
+"""A trained model and single images: what it answers, and where it looks."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from PIL import Image
+
+from halonet.data.images import published_input, square_input
+from halonet.errors import UsageError, unknown
+from halonet.interop.pretrained import (
+  PRETRAINED,
+  imagenet_classes,
+  load_preprocessing,
+  load_pretrained,
+)
+from halonet.parallel import make_mesh
+from halonet.tasks.classification import top_classes
+from halonet.training.restore import restore_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+  """A model with its weights, and how images go in and answers come out.
+
+  Attributes:
+    model: the module.
+    variables: its weights.
+    prepare: makes an RGB image what the model takes, `[size, size, 3]`.
+    explain: words the model's output for one image, at most so many answers.
+    crop: share of the image's shorter side that the model sees, around its
+      centre.
+  """
+
+  model: nn.Module
+  variables: Any
+  prepare: Callable[[Image.Image], np.ndarray]
+  explain: Callable[[Any, int], list[str]]
+  crop: float = 1.0
+
+  def predict(self, image: Image.Image, top: int) -> list[str]:
+    """Returns the model's best `top` answers for an image, in words."""
+    outputs = self._apply(self.variables, self.prepare(image)[None])
+    return self.explain(jax.tree.map(lambda x: np.asarray(x[0]), outputs), top)
+
+  @functools.cached_property
+  def _apply(self):
+    return _on_one_device(self.model.apply)
+
+  def seen(self, image: Image.Image) -> tuple[int, int, int]:
+    """Returns left, top and side of the square that the model sees."""
+    side = round(min(image.size) * self.crop)
+    left, top = ((length - side) // 2 for length in image.size)
+    return left, top, side
+
+  def last_attention(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Runs an image and returns what the last blocked attention layer does.
+
+    Returns:
+      The layer's weights, `[rows, columns, heads, side, side, window, window]`
+      as `blocked_local_attention_weights` documents them; and its geometry:
+      height and width of its map, block size, halo size, and the distance
+      between its queries, in pixels of the map.
+
+    Raises:
+      UsageError: if the model has no attention in blocks.
+    """
+    _, reported = _on_one_device(
+      functools.partial(self.model.apply, mutable=["attention"])
+    )(self.variables, self.prepare(image)[None])
+    layers = traverse_util.flatten_dict(dict(reported.get("attention", {})))
+    layers = {
+      path[:-1]: (weights[0], layers[(*path[:-1], "geometry")][0])
+      for path, weights in layers.items()
+      if path[-1] == "weights"
+    }
+    if not layers:
+      raise UsageError(
+        "--attention: the model has no attention in blocks, whose picture it is"
+      )
+    weights, geometry = layers[max(layers, key=_natural)]
+    return np.asarray(weights[0]), np.asarray(geometry)
+
+
+def of_run(workdir: str, step: int | None = None) -> Predictor:
+  """Returns the model of a training run; errors as for `restore_model`."""
+  mesh = make_mesh(jax.local_devices()[:1])  # One image at a time.
+  run = restore_model(workdir, mesh, step)
+  prepare = functools.partial(square_input, config=run.config.data)
+  return Predictor(run.model, run.variables, prepare, run.task.explain)
+
+
+def of_published(name: str, source: str | None = None) -> Predictor:
+  """Returns a published model of ImageNet's classes.
+
+  Raises:
+    UsageError: if there is none of that name, or the weights do not fit.
+  """
+  if name not in PRETRAINED:
+    raise UsageError(f"--model: {unknown('published model', name, PRETRAINED)}")
+  try:
+    model, variables = load_pretrained(name, source)
+  except ValueError as error:
+    raise UsageError(f"--weights: {error}") from None
+  expected = load_preprocessing(name, source)
+  return Predictor(
+    model,
+    variables,
+    functools.partial(published_input, **dataclasses.asdict(expected)),
+    lambda logits, top: top_classes(logits, imagenet_classes(), top),
+    expected.image_size / int(expected.image_size / expected.crop),
+  )
+
+
+def _natural(path):
+  """Orders block2 before block10."""
+  return [
+    int(part) if part.isdigit() else part
+    for part in re.split(r"(\d+)", "/".join(path))
+  ]
+
+
+def _on_one_device(function):
+  """Compiles a function, and tells its attention that no device shares it."""
+  mesh = make_mesh(jax.local_devices()[:1])
+
+  def call(*arguments):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*arguments)
+
+  return jax.jit(call)
