@@ -12,7 +12,7 @@ from halonet import predict
 from halonet.data import pipeline, sources
 from halonet.data.images import read_image
 from halonet.errors import UsageError
-from halonet.ops import choice
+from halonet.ops import dispatch
 from halonet.prediction import (
   attention_of_pixel,
   last_attention,
@@ -68,14 +68,14 @@ def test_a_file_is_seen_as_the_test_split_is(classifier, trained, digit):
 def test_attention_is_that_of_one_device_where_there_are_more(
   classifier, digit, monkeypatch
 ):
-  chosen, choose = set(), choice.choose
+  chosen, choose = set(), dispatch.choose
 
   def note(*arguments):
-    name, attend = choose(*arguments)
-    chosen.add(name)
-    return name, attend
+    form = choose(*arguments)
+    chosen.add(form.name)
+    return form
 
-  monkeypatch.setattr(choice, "choose", note)
+  monkeypatch.setattr(dispatch, "choose", note)
   assert jax.device_count() > 1
   dataclasses.replace(classifier).predict(read_image(digit))
   assert chosen == {"xla_chunked"}  # For many it would be "xla".

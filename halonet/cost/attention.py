@@ -24,7 +24,7 @@ import numpy as np
 
 from halonet.cost import counted
 from halonet.errors import UsageError
-from halonet.ops import blocks, relative
+from halonet.ops import blocks, positions
 from halonet.ops.attention import blocked_local_attention, global_attention
 
 METHODS = ("global", "per-pixel windows", "SASA", "blocked local")
@@ -165,7 +165,7 @@ def program(
         implementation="xla",  # Its operations are those of the formula.
       )
 
-    offsets = [relative.num_offsets(block_size, halo_size)] * 2
+    offsets = [positions.num_offsets(block_size, halo_size)] * 2
   shapes = [(*shape, dim)] * 3 + [(rows, dim // 2) for rows in offsets]
   return function, tuple(
     jax.ShapeDtypeStruct(each, jnp.float32) for each in shapes

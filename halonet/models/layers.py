@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from halonet.models.spec import check_heads
-from halonet.ops import relative
+from halonet.ops import positions
 from halonet.ops.attention import (
   blocked_local_attention,
   blocked_local_attention_weights,
@@ -84,7 +84,7 @@ class HaloAttention(nn.Module):
     key = project(x, self.heads, qk_features, self.dtype, "key")
     value = project(x, self.heads, value_features, self.dtype, "value")
 
-    offsets = relative.num_offsets(self.block_size, self.halo_size)
+    offsets = positions.num_offsets(self.block_size, self.halo_size)
     dead = 2 * self.halo_size if self.timm else 0
     shape = (dead + offsets, head_dim if self.timm else head_dim // 2)
     tables = [

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 from halonet.models.layers import average_pool, project, relative_table
 from halonet.models.spec import check_heads, check_per_pixel
-from halonet.ops import blocks, relative
+from halonet.ops import blocks, positions
+from halonet.ops.arguments import check_count
 from halonet.ops.attention import blocked_local_attention, per_pixel_attention
-from halonet.ops.checks import check_count
 
 
 class PerPixelAttention(nn.Module):
@@ -184,7 +184,7 @@ class AttentionStem(nn.Module):
     else:
       value = project(x, heads, features, self.dtype, "value")
     value = value.reshape(*x.shape[:3], heads, head_dim)
-    no_positions = jnp.zeros((relative.num_offsets(size, 0), 1), self.dtype)
+    no_positions = jnp.zeros((positions.num_offsets(size, 0), 1), self.dtype)
     output = blocked_local_attention(
       query,
       key,

@@ -10,8 +10,8 @@ import dataclasses
 import itertools
 
 from halonet.models.typed import typed
-from halonet.ops.attention import PER_PIXEL_IMPLEMENTATIONS
-from halonet.ops.checks import check_count
+from halonet.ops.arguments import check_count
+from halonet.ops.dispatch import IMPLEMENTATIONS
 
 STEMS = (
   "conv7",
@@ -333,7 +333,7 @@ def _check(network: NetworkSpec) -> None:
     ("stem", STEMS),
     ("activation", ACTIVATIONS),
     ("channel_attention", CHANNEL_ATTENTIONS),
-    ("attention_implementation", PER_PIXEL_IMPLEMENTATIONS),
+    ("attention_implementation", IMPLEMENTATIONS),
     ("remat", REMATS),
     ("dtype", DTYPES),
   ):

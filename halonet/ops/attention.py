@@ -6,9 +6,9 @@ the block and a halo around it,
 
   y_ij = Σ_ab softmax_ab(q_ij · k_ab + q_ij · r_(a−i, b−j)) v_ab.
 
-Several implementations compute it, each best somewhere; `halonet.ops.choice`
-says which. `per_pixel_attention` is the operator of SASA (arXiv:1906.05909),
-where every query has a neighbourhood of its own.
+Several forms compute it, each best somewhere; `halonet.ops.dispatch` finds
+one. `per_pixel_attention` is the operator of SASA (arXiv:1906.05909), where
+every query has its own neighbourhood.
 """
 
 import jax
@@ -16,13 +16,12 @@ import jax.numpy as jnp
 from jax import nn
 from jaxtyping import Array, Float
 
-from halonet.ops import checks, choice, folded, per_pixel, relative
-from halonet.ops.pallas.geometry import Geometry
+from halonet.ops import arguments, dispatch, positions
+from halonet.ops.forms import folded
+from halonet.ops.neighbourhood import Neighbourhood
 
-PER_PIXEL_IMPLEMENTATIONS = ("direct", *choice.IMPLEMENTATIONS)
-
-# Of the blocks in which per-pixel attention is computed: what the kernels are
-# made for. With windows of 7, three quarters of the keys are masked.
+# Side of the blocks in which per-pixel attention is computed. The kernels are
+# made for it. With windows of 7, three quarters of the keys are masked.
 _PER_PIXEL_BLOCK = 8
 
 
@@ -41,7 +40,7 @@ def blocked_local_attention(
   relative_stride: int | None = None,
   implementation: str = "auto",
 ) -> Float[Array, "b oh ow heads dv"]:
-  """Blocked local self-attention with relative positions (HaloNet, eq. 3).
+  """Computes blocked local self-attention (HaloNet, eq. 3).
 
   The map may have any height and width: it is padded to whole blocks, and the
   result is cropped. The logits are not scaled here; scale the query by
@@ -71,23 +70,23 @@ def blocked_local_attention(
       SASA (HaloNet, figure 6), at the cost of the whole neighbourhood.
     relative_stride: pixels between neighbouring queries as the relative
       offsets count them: `stride`, unless weights were trained otherwise.
-    implementation: "xla", operations that XLA fuses (`halonet.ops.folded`), the
-      only one with derivatives of forward mode;
-      "xla_chunked", the same for a few images at a time, for CPUs;
-      "xla_packed", for TPUs without a kernel (`halonet.ops.packed`);
-      "pallas_tpu" and "pallas_gpu", fused kernels for TPUs and for GPUs, which
-      elsewhere are interpreted, slowly; or "auto", what is best where this
-      will run: see `halonet.ops.choice`.
+    implementation: "xla", operations that XLA fuses, the only form with
+      forward-mode derivatives; "xla_chunked", the same for a few images at a
+      time, for CPUs; "xla_packed", for TPUs without a kernel; "pallas_tpu" and
+      "pallas_gpu", fused kernels for TPUs and GPUs, which elsewhere are
+      interpreted, slowly; "direct", shifts of the map, for masked windows
+      without a stride; or "auto", the best form for the devices: see
+      `halonet.ops.dispatch`.
 
   Returns:
     `[batch, ⌈height/stride⌉, ⌈width/stride⌉, heads, value_dim]` in the dtype
     of `value`. Logits and softmax are float32 for narrower inputs.
 
   Raises:
-    ValueError: if a size is out of range or the shapes do not fit, or if
-      kernels are asked for and cannot serve them.
+    ValueError: if a size is out of range, if the shapes do not fit, or if the
+      implementation cannot serve them.
   """
-  checks.check_blocked(
+  arguments.check_blocked(
     query,
     key,
     value,
@@ -102,55 +101,27 @@ def blocked_local_attention(
       f"relative_stride is {relative_stride}; it must be from 1 to the stride,"
       f" {stride}"
     )
+  thinned = 1
   if block_size % stride:  # The queries sit differently in every block.
     if relative_stride not in (None, stride):
       raise ValueError(
         f"relative_stride is {relative_stride}; it is for strides that divide"
         f" block_size, and {stride} does not divide {block_size}"
       )
-    output = blocked_local_attention(
-      query,
-      key,
-      value,
-      relative_height,
-      relative_width,
-      block_size=block_size,
-      halo_size=halo_size,
-      mask_padding=mask_padding,
-      mask_window=mask_window,
-      implementation=implementation,
-    )
-    return output[:, ::stride, ::stride]
-
-  return _blocked(
-    query,
-    key,
-    value,
-    relative_height,
-    relative_width,
-    implementation,
+    thinned, stride, relative_stride = stride, 1, 1
+  layer = Neighbourhood(
+    height=query.shape[1],
+    width=query.shape[2],
     block_size=block_size,
     halo_size=halo_size,
     stride=stride,
+    relative_stride=relative_stride or stride,
     mask_padding=mask_padding,
     reach=(halo_size, halo_size) if mask_window else None,
-    relative_stride=relative_stride or stride,
   )
-
-
-def _blocked(query, key, value, row_table, col_table, implementation, **fields):
-  _, height, width, heads, head_dim = query.shape
-  geometry = Geometry(
-    height=height,
-    width=width,
-    heads=heads,
-    head_dim=head_dim,
-    value_dim=value.shape[-1],
-    **fields,
-  )
-  dtypes = tuple(x.dtype for x in (query, key, value))
-  _, attend = choice.choose(implementation, geometry, query.shape[0], dtypes)
-  return attend(query, key, value, row_table, col_table)
+  tables = positions.Tables(relative_height, relative_width, -layer.farthest)
+  output = dispatch.attend(implementation, query, key, value, tables, layer)
+  return output if thinned == 1 else output[:, ::thinned, ::thinned]
 
 
 def per_pixel_attention(
@@ -164,7 +135,7 @@ def per_pixel_attention(
   mask_padding: bool = True,
   implementation: str = "auto",
 ) -> Float[Array, "b h w heads dv"]:
-  """Local self-attention of every pixel to the window around it (SASA, eq. 3).
+  """Computes self-attention of every pixel to its window (SASA, eq. 3).
 
   Unlike in `blocked_local_attention`, no two queries share their keys, and a
   map that moves by a pixel has its result move by a pixel, but for the border.
@@ -186,69 +157,46 @@ def per_pixel_attention(
       reaches a pixel farther to the right and to the bottom.
     mask_padding: whether keys beyond the border are left out of the softmax.
       If not, they take part as zero vectors, with their relative logit.
-    implementation: "direct", by shifts of the map (`halonet.ops.per_pixel`):
-      no more operations than the windows hold, and the least memory; or the
-      way in which `blocked_local_attention` is to compute the same with blocks
-      whose keys outside of the window are masked: more operations, but in
-      products that chips are fast at. "auto" is one of these. Derivatives of
-      forward mode only "xla" has.
+    implementation: "direct", shifts of the map: no more operations than the
+      windows hold, and the least memory. Any other form, as
+      `blocked_local_attention` takes them, computes the same in blocks and
+      masks the keys outside of the window: more operations, but in products
+      that chips are fast at. "auto" is one of these. Only "xla" has
+      forward-mode derivatives.
 
   Returns:
     `[batch, height, width, heads, value_dim]` in the dtype of `value`. Logits
     and softmax are float32 for narrower inputs.
 
   Raises:
-    ValueError: if a size is out of range or the shapes do not fit, or if
-      kernels are asked for and cannot serve them.
+    ValueError: if a size is out of range, if the shapes do not fit, or if the
+      implementation cannot serve them.
   """
-  checks.check_count("window_size", window_size)
-  if implementation not in PER_PIXEL_IMPLEMENTATIONS:
-    raise ValueError(
-      f"implementation is {implementation!r}; it must be one of"
-      f" {', '.join(PER_PIXEL_IMPLEMENTATIONS)}"
-    )
+  arguments.check_count("window_size", window_size)
   if (relative_height is None) != (relative_width is None):
     raise ValueError(
       "relative_height and relative_width must both be given, or neither"
     )
   if relative_height is None or relative_width is None:
     relative_height = relative_width = jnp.zeros((window_size, 1), query.dtype)
-  tables = relative_height, relative_width
-  checks.check_arrays(query, key, value)
+  arguments.check_arrays(query, key, value)
   asked = f"window_size {window_size} asks for {window_size} rows"
-  checks.check_tables(query, *tables, window_size, asked)
-  if implementation == "direct":
-    return per_pixel.per_pixel_attention(
-      query,
-      key,
-      value,
-      *tables,
-      window_size=window_size,
-      mask_padding=mask_padding,
-    )
-  if key is None:
-    key = jnp.zeros_like(query)
-  before, after = per_pixel.reach(window_size)
-  # The block's tables have rows for the offsets of all its keys. Those outside
-  # of the window are masked.
-  first = _PER_PIXEL_BLOCK - 1 + after
-  tables = tuple(
-    jnp.pad(table, ((first - before, first - after), (0, 0)))
-    for table in tables
+  arguments.check_tables(
+    query, relative_height, relative_width, window_size, asked
   )
-  return _blocked(
-    query,
-    key,
-    value,
-    *tables,
-    implementation,
+  # An even window reaches a pixel farther after the query than before it, as
+  # that of a convolution with "SAME" padding does.
+  before, after = (window_size - 1) // 2, window_size // 2
+  layer = Neighbourhood(
+    height=query.shape[1],
+    width=query.shape[2],
     block_size=_PER_PIXEL_BLOCK,
     halo_size=after,
-    stride=1,
     mask_padding=mask_padding,
     reach=(before, after),
-    relative_stride=1,
   )
+  tables = positions.Tables(relative_height, relative_width, -before)
+  return dispatch.attend(implementation, query, key, value, tables, layer)
 
 
 def global_attention(
@@ -258,7 +206,7 @@ def global_attention(
   relative_height: Float[Array, "offsets_h dh"],
   relative_width: Float[Array, "offsets_w dw"],
 ) -> Float[Array, "b h w heads dv"]:
-  """Self-attention of all pixels to all, with relative positions (BoTNet).
+  """Computes self-attention of all pixels to all (BoTNet).
 
   Arguments and result as for `blocked_local_attention`, whose block is the
   whole map here; the tables have `2·height − 1` and `2·width − 1` rows, for
@@ -266,17 +214,13 @@ def global_attention(
   """
   height, width = query.shape[1:3]
   query = jnp.moveaxis(query, 3, 1)  # [batch, heads, height, width, d]
-  row_logits = relative.relative_logits(
+  row_logits = positions.relative_logits(
     jnp.swapaxes(query[..., : relative_height.shape[1]], -2, -3),
     relative_height.astype(query.dtype),
-    block_size=height,
-    halo_size=0,
   )
-  col_logits = relative.relative_logits(
+  col_logits = positions.relative_logits(
     query[..., query.shape[-1] - relative_width.shape[1] :],
     relative_width.astype(query.dtype),
-    block_size=width,
-    halo_size=0,
   )
   with jax.named_scope("logits"):
     logits = jnp.einsum(
@@ -309,7 +253,7 @@ def blocked_local_attention_weights(
   mask_window: bool = False,
   relative_stride: int | None = None,
 ) -> Float[Array, "b rows cols heads side side window window"]:
-  """The softmax weights of `blocked_local_attention`, to be looked at.
+  """Returns the softmax weights of `blocked_local_attention`.
 
   Arguments as there; `stride` must divide `block_size`.
 
@@ -323,7 +267,7 @@ def blocked_local_attention_weights(
   Raises:
     ValueError: if a size is out of range or the shapes do not fit.
   """
-  checks.check_blocked(
+  arguments.check_blocked(
     query,
     key,
     key,
@@ -337,19 +281,20 @@ def blocked_local_attention_weights(
     raise ValueError(
       f"stride {stride} must divide block_size {block_size} for the weights"
     )
-  queries = folded.extended_queries(
-    query,
-    relative_height,
-    relative_width,
+  layer = Neighbourhood(
+    height=query.shape[1],
+    width=query.shape[2],
     block_size=block_size,
     halo_size=halo_size,
     stride=stride,
+    relative_stride=relative_stride or stride,
     mask_padding=mask_padding,
     reach=(halo_size, halo_size) if mask_window else None,
-    relative_stride=relative_stride,
   )
-  keys = folded.flat_windows(key, block_size, halo_size)
+  tables = relative_height, relative_width
+  queries = folded.extended_queries(query, tables, layer)
+  keys = folded.flat_windows(key, layer)
   weights, total = folded.softmax_terms(keys, queries)
   weights = jnp.swapaxes(weights / total, -1, -2)
-  side, window = block_size // stride, block_size + 2 * halo_size
+  side, window = layer.side, layer.window
   return weights.reshape(*weights.shape[:4], side, side, window, window)

@@ -7,13 +7,12 @@ through untouched.
 """
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Shaped
 
 
 def num_blocks(length: int, block_size: int) -> int:
-  """How many blocks of `block_size` it takes to cover `length` pixels."""
+  """Returns how many blocks of `block_size` cover `length` pixels."""
   return -(-length // block_size)
 
 
@@ -83,30 +82,8 @@ def extract_halos(
   return jnp.swapaxes(x, 2, 3)
 
 
-def valid_keys(
-  length: int, block_size: int, halo_size: int
-) -> Bool[np.ndarray, "blocks window"]:
-  """Which keys of each neighbourhood are pixels of the map, along one axis.
-
-  The other keys are the zeros beyond the border and the padding that
-  completes the last block. A key of the two-dimensional neighbourhood is
-  valid where its row and its column both are.
-
-  Args:
-    length: height (or width) of the map before it was padded, in pixels.
-    block_size: side of a block in pixels.
-    halo_size: width of the halo in pixels.
-
-  Returns:
-    A boolean numpy array `[⌈length/block_size⌉, block_size + 2·halo_size]`.
-  """
-  starts = np.arange(num_blocks(length, block_size)) * block_size - halo_size
-  position = starts[:, None] + np.arange(block_size + 2 * halo_size)
-  return (position >= 0) & (position < length)
-
-
 def _extract_axis(x, axis, block_size, halo_size):
-  """Windows of `block_size + 2·halo_size` every `block_size` along `axis`.
+  """Extracts windows of an axis, one every `block_size` pixels.
 
   The axis becomes two: blocks and window. A window spans its own block and
   `reach` more, so `reach + 1` shifted slices of whole blocks, side by side,

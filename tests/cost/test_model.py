@@ -39,7 +39,7 @@ def lower(model, size):
     spec = dataclasses.replace(model.spec, attention_implementation="direct")
     with pytest.MonkeyPatch.context() as patch:
       scan = functools.partial(jax.lax.scan, unroll=True)
-      patch.setattr("halonet.ops.per_pixel.lax.scan", scan)
+      patch.setattr("halonet.ops.forms.direct.lax.scan", scan)
       return lowered_as_it_is(Network(spec), size)
   return lowered_as_it_is(model, size)
 

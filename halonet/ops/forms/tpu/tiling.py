@@ -1,4 +1,4 @@
-"""What the fused kernels know of a layer before they run: sizes and limits.
+"""How the fused TPU kernels divide a layer: tiles, bands, groups and strips.
 
 A kernel works on *tiles*: one product of all keys of a neighbourhood with as
 many queries as fill the 128 lanes of a register. A small block leaves room for
@@ -11,86 +11,56 @@ import dataclasses
 
 import numpy as np
 
-from halonet.ops import blocks, relative
+from halonet.ops.neighbourhood import Neighbourhood
+from halonet.ops.positions import num_offsets
 
 LANES = 128
 _SUBLANES = 16  # Of a tile of bfloat16; a multiple of float32's eight.
 
 
-@dataclasses.dataclass(frozen=True)
-class Geometry:
-  """Sizes of one layer, in pixels, heads and channels of a head.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tiling:
+  """The sizes with which the kernels work on one layer.
 
   Attributes:
-    height: of the map of keys, before it is padded to whole blocks.
-    width: the same.
-    heads: of the layer.
-    head_dim: channels of a head's queries and keys.
-    value_dim: channels of a head's values.
-    block_size: side of a block.
-    halo_size: pixels that a neighbourhood reaches beyond its block.
-    stride: between queries; divides `block_size`.
-    relative_stride: between queries as relative offsets count them.
-    mask_padding: whether keys beyond the border are left out.
-    reach: how far before and after itself a query sees keys, in pixels along
-      each axis; the others are left out. None: it sees the neighbourhood.
-    strips: into which an image is cut from top to bottom, each of as many rows
-      of blocks, so that one fits in vector memory. They come with their halo.
+    layer: Geometry of the layer.
+    heads: Number of heads.
+    head_dim: Channels of a head's queries and keys.
+    value_dim: Channels of a head's values.
+    strips: Parts into which an image is cut from top to bottom, so that one
+      fits in vector memory. Each has as many rows of blocks, and its halo.
   """
 
-  height: int
-  width: int
+  layer: Neighbourhood
   heads: int
   head_dim: int
   value_dim: int
-  block_size: int
-  halo_size: int
-  stride: int
-  relative_stride: int
-  mask_padding: bool
-  reach: tuple[int, int] | None
   strips: int = 1
 
   @property
-  def rows(self) -> int:
-    """Blocks from top to bottom of a strip."""
-    rows = blocks.num_blocks(self.height, self.block_size)
-    return -(-rows // self.strips)
+  def strip_rows(self) -> int:
+    """Rows of blocks in a strip."""
+    return -(-self.layer.rows // self.strips)
 
   @property
   def halo_rows(self) -> int:
-    """Rows above and below a strip that come with it; an image has none."""
-    return self.halo_size if self.strips > 1 else 0
-
-  @property
-  def cols(self) -> int:
-    """Blocks from left to right."""
-    return blocks.num_blocks(self.width, self.block_size)
-
-  @property
-  def side(self) -> int:
-    """Queries along a side of a block."""
-    return self.block_size // self.stride
-
-  @property
-  def window(self) -> int:
-    """Keys along a side of a neighbourhood."""
-    return self.block_size + 2 * self.halo_size
+    """Rows of halo above and below a strip; a whole image has none."""
+    return self.layer.halo_size if self.strips > 1 else 0
 
   @property
   def window_padded(self) -> int:
-    """Keys of a row of a neighbourhood, with masked ones that align it."""
-    return _round_up(self.window, _SUBLANES)
+    """Keys in a row of a neighbourhood, with masked ones that align it."""
+    return _round_up(self.layer.window, _SUBLANES)
 
   @property
   def keys(self) -> int:
-    """Keys of a neighbourhood as a product takes them."""
-    return self.window * self.window_padded
+    """Keys of a neighbourhood in a product, masked ones included."""
+    return self.layer.window * self.window_padded
 
   @property
   def offsets_padded(self) -> int:
-    """Rows of a relative table, aligned."""
-    offsets = relative.num_offsets(self.block_size, self.halo_size)
+    """Rows of a relative table, with empty ones that align it."""
+    offsets = num_offsets(self.layer.block_size, self.layer.halo_size)
     return _round_up(offsets, _SUBLANES)
 
   @property
@@ -112,19 +82,20 @@ class Geometry:
     """Rows of queries in a band of a block."""
     return max(
       rows
-      for rows in range(1, self.side + 1)
-      if self.side % rows == 0 and (rows == 1 or rows * self.side <= LANES)
+      for rows in range(1, self.layer.side + 1)
+      if self.layer.side % rows == 0
+      and (rows == 1 or rows * self.layer.side <= LANES)
     )
 
   @property
   def bands(self) -> int:
     """Bands of a block."""
-    return self.side // self.band_rows
+    return self.layer.side // self.band_rows
 
   @property
   def band_queries(self) -> int:
     """Queries of a band, with empty ones that align it."""
-    return _round_up(self.band_rows * self.side, _SUBLANES)
+    return _round_up(self.band_rows * self.layer.side, _SUBLANES)
 
   @property
   def tile_heads(self) -> int:
@@ -143,7 +114,7 @@ class Geometry:
 
   @property
   def tile_lanes(self) -> int:
-    """Queries of a tile, all heads of it together."""
+    """Queries of a tile, all its heads together."""
     return self.tile_heads * self.band_queries
 
   @property
@@ -159,27 +130,27 @@ class Geometry:
   @property
   def row_buffer(self) -> int:
     """Columns of the zero-bordered map."""
-    return (self.cols - 1) * self.block_size + self.window_padded
+    return (self.layer.cols - 1) * self.layer.block_size + self.window_padded
 
   def lane_table(self) -> np.ndarray:
-    """Which query is in which lane: int32 `[bands, 8, tile_lanes]`.
+    """Says which query is in which lane: int32 `[bands, 8, tile_lanes]`.
 
     Rows: how far the relative logits are shifted along rows and along columns
     (`block_size − 1 −` the query's place), and the query's row and column in
     the block in pixels. The other rows, and empty queries, are zero.
     """
-    query = np.arange(self.band_rows * self.side)
-    row, col = np.divmod(query, self.side)
+    query = np.arange(self.band_rows * self.layer.side)
+    row, col = np.divmod(query, self.layer.side)
     empty = self.band_queries - len(query)
     table = np.zeros((self.bands, 8, self.tile_lanes), np.int32)
     for band in range(self.bands):
       i = row + band * self.band_rows
-      last = self.block_size - 1
+      last = self.layer.block_size - 1
       values = [
-        last - self.relative_stride * i,
-        last - self.relative_stride * col,
-        self.stride * i,
-        self.stride * col,
+        last - self.layer.relative_stride * i,
+        last - self.layer.relative_stride * col,
+        self.layer.stride * i,
+        self.layer.stride * col,
       ]
       for index, value in enumerate(values):
         one = np.pad(value, (0, empty))
@@ -188,7 +159,7 @@ class Geometry:
 
 
 def tile_bytes(shape: tuple[int, ...], itemsize: int) -> int:
-  """Bytes of an array in vector memory, whose last two axes are tiled."""
+  """Returns the bytes of an array in vector memory, with its padding."""
   *leading, sublanes, lanes = shape
   size = _round_up(lanes, LANES) * _round_up(sublanes, 32 // itemsize)
   return int(np.prod(leading, dtype=np.int64)) * size * itemsize

@@ -1,8 +1,8 @@
-"""The kernels of `halonet.ops.pallas.gpu`, and the sizes that they work with.
+"""The kernels of `halonet.ops.forms.gpu.flash`, and their sizes.
 
 One instance computes a tile of queries, or a chunk of keys, of one block and
-one head: it loads what it needs from the maps by index, with a mask for what
-lies beyond the border, and stores its part of the result.
+one head. It loads its operands from the maps by index, with a mask for places
+beyond the border, and stores its part of the result.
 """
 
 import dataclasses
@@ -14,34 +14,42 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from halonet.ops.pallas.geometry import Geometry
+from halonet.ops.neighbourhood import Neighbourhood
 
-# Rows of a tile, at least what a matrix unit takes.
+# Rows of a tile; the fewest are those of a matrix unit.
 _FEWEST, _MOST = 16, 64
-# Of the operands of a tile: with copies for what is loaded ahead, they fit in
+# Bytes of a tile's operands. With copies for what is loaded ahead, they fit in
 # the 99 KiB that every GPU since Ampere shares among the threads of a block.
 _TILE_BYTES = 32 << 10
-# The exponentials and logarithms are of base 2, the hardware's own.
+# Exponentials and logarithms have base 2, the hardware's own.
 _LOG2_E = math.log2(math.e)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Sizes of the arrays in a kernel: powers of two, as Triton asks.
+  """One layer and the sizes of a kernel's arrays: powers of two, for Triton.
 
   Attributes:
-    query_width: of extended queries and keys.
-    key_width: of keys alone.
-    value_width: of values.
-    tile: queries that a kernel holds at a time.
-    chunk: keys that it holds at a time.
-    tiles: of a block's queries.
-    chunks: of a neighbourhood's keys.
-    warps: of threads that work on them.
-    stages: of loads that are under way at a time.
-    precision: of the products.
+    layer: Geometry of the layer.
+    heads: Number of heads.
+    head_dim: Channels of a head's queries and keys.
+    value_dim: Channels of a head's values.
+    query_width: Width of extended queries and keys.
+    key_width: Width of keys alone.
+    value_width: Width of values.
+    tile: Queries that a kernel holds at a time.
+    chunk: Keys that it holds at a time.
+    tiles: Tiles of a block's queries.
+    chunks: Chunks of a neighbourhood's keys.
+    warps: Warps of threads that work on them.
+    stages: Loads that are under way at a time.
+    precision: Precision of the products.
   """
 
+  layer: Neighbourhood
+  heads: int
+  head_dim: int
+  value_dim: int
   query_width: int
   key_width: int
   value_width: int
@@ -55,23 +63,33 @@ class Layout:
 
   @classmethod
   def of(
-    cls, geometry: Geometry, dtype: jnp.dtype, interpret: bool
+    cls,
+    key: jax.Array,
+    value: jax.Array,
+    layer: Neighbourhood,
+    interpret: bool,
   ) -> "Layout":
-    """The sizes for a layer and its dtype."""
-    query_width = _power_of_two(query_width_of(geometry))
-    value_width = _power_of_two(geometry.value_dim)
+    """Returns the layout for maps `[batch, height, width, heads, dim]`."""
+    *_, heads, head_dim = key.shape
+    value_dim, dtype = value.shape[-1], key.dtype
+    query_width = _power_of_two(head_dim + 2 * layer.window)
+    value_width = _power_of_two(value_dim)
     width = query_width + value_width
     # Products of float32 hold their operands in two halves.
     row = width * (2 if dtype == jnp.bfloat16 else 8)
     most = _MOST
     while most > _FEWEST and most * row > _TILE_BYTES:
       most //= 2
-    queries, keys = geometry.side**2, geometry.window**2
+    queries, keys = layer.side**2, layer.window**2
     tile = min(most, _power_of_two(queries))
     chunk = min(most, _power_of_two(keys))
     return cls(
+      layer=layer,
+      heads=heads,
+      head_dim=head_dim,
+      value_dim=value_dim,
       query_width=query_width,
-      key_width=_power_of_two(geometry.head_dim),
+      key_width=_power_of_two(head_dim),
       value_width=value_width,
       tile=tile,
       chunk=chunk,
@@ -85,10 +103,10 @@ class Layout:
 
 
 def _precision(dtype, interpret):
-  """Of the products: float32's own, unless JAX is told otherwise.
+  """Returns the products' precision: float32's, unless JAX is told otherwise.
 
-  On GPUs that is three products of TF32 in the place of one, which keep 22 of
-  24 bits. One would keep 11, and float32 proper has no matrix unit.
+  On GPUs that is three products of TF32 for one, which keep 22 of 24 bits. One
+  would keep 11, and no matrix unit multiplies float32 itself.
   """
   told = jax.config.jax_default_matmul_precision is not None
   if told or dtype != jnp.float32:
@@ -100,21 +118,20 @@ def _precision(dtype, interpret):
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-  """Where an instance works: a block and a head, of a layer."""
+  """The block and head that an instance works on."""
 
-  geometry: Geometry
   layout: Layout
   col: jax.Array
   row: jax.Array
   head: jax.Array
 
   @classmethod
-  def current(cls, geometry, layout):
-    # Asked for here alone: the interpreter does not know them within a loop.
-    return cls(geometry, layout, *(pl.program_id(axis) for axis in (1, 2, 3)))
+  def current(cls, layout):
+    # Asked for only here: the interpreter does not know them within a loop.
+    return cls(layout, *(pl.program_id(axis) for axis in (1, 2, 3)))
 
   def load_queries(self, ref, tile, width):
-    """The first `width` numbers of the extended queries of a tile.
+    """Loads the first `width` numbers of the extended queries of a tile.
 
     In memory a query is a column; here it is a row.
     """
@@ -124,13 +141,13 @@ class _Block:
     return plgpu.load(ref.at[lane, number], mask=mask, other=0.0)
 
   def load_gradients(self, gradient_ref, sums_ref, means_ref, tile):
-    """Gradients of the outputs of a tile, and the numbers of the softmax.
+    """Loads gradients of a tile's outputs, and the numbers of the softmax.
 
     Queries beyond the map get infinite sums: their weights are zero.
     """
     pixel, inside = self.query_pixels(tile)
     index, mask = self.channels(
-      pixel, inside, self.geometry.value_dim, self.layout.value_width
+      pixel, inside, self.layout.value_dim, self.layout.value_width
     )
     return (
       plgpu.load(gradient_ref.at[index], mask=mask, other=0.0),
@@ -139,35 +156,35 @@ class _Block:
     )
 
   def load_keys(self, ref, chunk):
-    """A chunk of a neighbourhood's keys, beside one-hot rows and columns."""
-    dim, width = self.geometry.head_dim, self.layout.query_width
+    """Loads a chunk of keys, beside one-hot rows and columns."""
+    dim, width = self.layout.head_dim, self.layout.query_width
     row, col, pixel, inside = self.window_pixels(chunk)
     index, mask = self.channels(pixel, inside, dim, width)
     key = plgpu.load(ref.at[index], mask=mask, other=0.0)
     place = jnp.arange(width)[None, :] - dim
     named = place == row[:, None]
-    named |= place == col[:, None] + self.geometry.window
+    named |= place == col[:, None] + self.layout.layer.window
     return jnp.where(named, jnp.ones_like(key), key)
 
   def load_values(self, ref, chunk):
-    """A chunk of a neighbourhood's values, zero beyond the border."""
+    """Loads a chunk of values, zero beyond the border."""
     _, _, pixel, inside = self.window_pixels(chunk)
     index, mask = self.channels(
-      pixel, inside, self.geometry.value_dim, self.layout.value_width
+      pixel, inside, self.layout.value_dim, self.layout.value_width
     )
     return plgpu.load(ref.at[index], mask=mask, other=0.0)
 
   def logits(self, query, key, chunk):
-    """Of a tile of queries and a chunk of keys, for base 2."""
+    """Returns logits of a tile of queries and a chunk of keys, for base 2."""
     logits = self.product(query, key, (1, 1)) * _LOG2_E
-    keys = self.geometry.window**2
+    keys = self.layout.layer.window**2
     if keys % self.layout.chunk:
       number = chunk * self.layout.chunk + jnp.arange(self.layout.chunk)
       logits = jnp.where(number < keys, logits, -jnp.inf)
     return logits
 
   def differentiate(self, query, key, value, saved, chunk):
-    """Weights of a tile of queries and a chunk of keys, and logits' gradients.
+    """Returns weights and logits' gradients of a tile and a chunk.
 
     `saved` is from `load_gradients`.
     """
@@ -178,7 +195,7 @@ class _Block:
     return weights.astype(value.dtype), dlogits.astype(key.dtype)
 
   def product(self, x, y, contract):
-    """A matrix product over one axis of each, accumulated in float32."""
+    """Multiplies matrices over one axis of each, accumulated in float32."""
     return lax.dot_general(
       x,
       y,
@@ -188,23 +205,23 @@ class _Block:
     )
 
   def window_pixels(self, chunk):
-    """Row and column in the neighbourhood, and pixel of the map, of keys."""
-    geometry = self.geometry
+    """Returns keys' row and column in the neighbourhood, and their pixel."""
+    layer = self.layout.layer
     number = chunk * self.layout.chunk + jnp.arange(self.layout.chunk)
-    row = lax.div(number, jnp.full_like(number, geometry.window))
-    col = number - row * geometry.window
-    y = self.row * geometry.block_size - geometry.halo_size + row
-    x = self.col * geometry.block_size - geometry.halo_size + col
-    inside = (number < geometry.window**2) & (y >= 0) & (x >= 0)
-    inside &= (y < geometry.height) & (x < geometry.width)
-    pixel = y * geometry.width + x
-    beyond = geometry.height * geometry.width
+    row = lax.div(number, jnp.full_like(number, layer.window))
+    col = number - row * layer.window
+    y = self.row * layer.block_size - layer.halo_size + row
+    x = self.col * layer.block_size - layer.halo_size + col
+    inside = (number < layer.window**2) & (y >= 0) & (x >= 0)
+    inside &= (y < layer.height) & (x < layer.width)
+    pixel = y * layer.width + x
+    beyond = layer.height * layer.width
     return row, col, jnp.where(inside, pixel, beyond), inside
 
   def query_pixels(self, tile):
-    """Pixel of the output's map of the queries of a tile, and whether it is."""
-    side = self.geometry.side
-    height, width = output_size(self.geometry)
+    """Returns the output's pixel of queries, and whether it is on the map."""
+    side = self.layout.layer.side
+    height, width = self.layout.layer.output_size
     number = tile * self.layout.tile + jnp.arange(self.layout.tile)
     row = lax.div(number, jnp.full_like(number, side))
     y = self.row * side + row
@@ -213,17 +230,17 @@ class _Block:
     return jnp.where(inside, y * width + x, height * width), inside
 
   def channels(self, pixel, inside, dim, width):
-    """Where in a map this head's channels of some pixels are, and which are."""
+    """Returns the indices of this head's channels of pixels, and their mask."""
     lane = jnp.arange(width)[None, :]
     index = pixel[:, None], self.head * dim + lane
     return index, inside[:, None] & (lane < dim)
 
 
 def forward_kernel(
-  geometry, layout, queries_ref, key_ref, value_ref, output_ref, sums_ref
+  layout, queries_ref, key_ref, value_ref, output_ref, sums_ref
 ):
-  """Attends: the output of a tile of queries, and their softmax's sums."""
-  block, tile = _Block.current(geometry, layout), pl.program_id(0)
+  """Computes the output of a tile of queries, and their log-sum-exp."""
+  block, tile = _Block.current(layout), pl.program_id(0)
   query = block.load_queries(queries_ref, tile, layout.query_width)
 
   def attend(chunk, carry):
@@ -250,7 +267,7 @@ def forward_kernel(
   )
   pixel, inside = block.query_pixels(tile)
   index, mask = block.channels(
-    pixel, inside, geometry.value_dim, layout.value_width
+    pixel, inside, layout.value_dim, layout.value_width
   )
   output = (output / total[:, None]).astype(output_ref.dtype)
   plgpu.store(output_ref.at[index], output, mask=mask)
@@ -259,7 +276,6 @@ def forward_kernel(
 
 
 def query_gradient_kernel(
-  geometry,
   layout,
   queries_ref,
   key_ref,
@@ -269,8 +285,8 @@ def query_gradient_kernel(
   means_ref,
   dqueries_ref,
 ):
-  """Gradients of a tile of extended queries."""
-  block, tile = _Block.current(geometry, layout), pl.program_id(0)
+  """Computes gradients of a tile of extended queries."""
+  block, tile = _Block.current(layout), pl.program_id(0)
   query = block.load_queries(queries_ref, tile, layout.query_width)
   saved = block.load_gradients(gradient_ref, sums_ref, means_ref, tile)
 
@@ -288,7 +304,6 @@ def query_gradient_kernel(
 
 
 def key_gradient_kernel(
-  geometry,
   layout,
   queries_ref,
   key_ref,
@@ -299,8 +314,8 @@ def key_gradient_kernel(
   dkeys_ref,
   dvalues_ref,
 ):
-  """Gradients of a chunk of a neighbourhood's keys and values."""
-  block, chunk = _Block.current(geometry, layout), pl.program_id(0)
+  """Computes gradients of a chunk of a neighbourhood's keys and values."""
+  block, chunk = _Block.current(layout), pl.program_id(0)
   key = block.load_keys(key_ref, chunk)
   value = block.load_values(value_ref, chunk)
 
@@ -309,8 +324,8 @@ def key_gradient_kernel(
     query = block.load_queries(queries_ref, tile, layout.query_width)
     saved = block.load_gradients(gradient_ref, sums_ref, means_ref, tile)
     weights, dlogits = block.differentiate(query, key, value, saved, chunk)
-    # One-hot vectors have no gradient: of the queries, their own channels are
-    # enough, and what lies in the lanes behind these is not stored.
+    # One-hot vectors have no gradient: the queries' own channels are enough,
+    # and the lanes behind these are not stored.
     query = block.load_queries(queries_ref, tile, layout.key_width)
     return (
       dkey + block.product(dlogits, query, (0, 0)),
@@ -332,23 +347,12 @@ def key_gradient_kernel(
 
 
 def _store(ref, index, x):
-  """Stores what of `x` has a place in `ref`."""
+  """Stores the part of `x` that has a place in `ref`."""
   first, second = index
   mask = (first < ref.shape[0]) & (second < ref.shape[1])
   plgpu.store(ref.at[index], x.astype(ref.dtype), mask=mask)
 
 
-def output_size(geometry: Geometry) -> tuple[int, int]:
-  """Height and width of the map of queries."""
-  stride = geometry.stride
-  return -(-geometry.height // stride), -(-geometry.width // stride)
-
-
-def query_width_of(geometry: Geometry) -> int:
-  """Channels of a query, its row and its column logits."""
-  return geometry.head_dim + 2 * geometry.window
-
-
 def _power_of_two(size):
-  """At least `size`, and what a matrix unit takes."""
+  """Returns a power of two: at least `size`, and a matrix unit's least."""
   return max(_FEWEST, 1 << (size - 1).bit_length())

@@ -1,82 +1,80 @@
 """Per-pixel local attention, one row of all windows at a time.
 
-Every query has a window of its own here, and gathering them all would take
+Every query has its own window here, and gathering them all would take
 window_size² maps of memory. Instead the map of keys is shifted, pixel by pixel
 along a row of the windows, and the softmax is carried on from row to row: sums
 are kept relative to the largest logit so far (Milakov and Gimelshein 2018,
-arXiv:1805.02867). The backward pass knows their logarithm, and computes each
+arXiv:1805.02867). The backward pass knows their log-sum-exp, and computes each
 row once more.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from halonet.ops.forms.form import Form
 
-def reach(window_size: int) -> tuple[int, int]:
-  """Pixels of a window before and after its query, along an axis.
 
-  An even window reaches one pixel farther after the query than before it, as
-  that of a convolution with "SAME" padding does.
+class Direct(Form):
+  """Shifts of the map: the fewest operations and the least memory.
+
+  Everything is computed in the query's dtype, or in float32 if that is wider
+  (the positions' products as precisely as JAX multiplies float32 matrices on
+  the device). It has reverse mode only.
   """
-  return (window_size - 1) // 2, window_size // 2
+
+  name = "direct"
+  keyless = True
+
+  def suits(self, place):
+    return False  # It is asked for by name; products in blocks are faster.
+
+  def refuses(self, query, value, layer, place):
+    if layer.reach is None:
+      return "the queries of a block share their keys; none has its own window"
+    if layer.stride > 1:
+      return f"the queries are {layer.stride} pixels apart, not 1"
+    return None
+
+  def attend(self, query, key, value, tables, layer, place):
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    row_logits, col_logits = _position_logits(query, tables, layer, wide)
+    maps = (
+      None if x is None else x.astype(wide).reshape(*x.shape[:3], -1)
+      for x in (query, key, value)
+    )
+    output = _attend(layer.reach, *maps, row_logits, col_logits)
+    return output.reshape(value.shape).astype(value.dtype)
 
 
-def per_pixel_attention(
-  query,
-  key,
-  value,
-  relative_height,
-  relative_width,
-  *,
-  window_size,
-  mask_padding,
-):
-  """`halonet.ops.attention.per_pixel_attention`, directly.
+def _position_logits(query, tables, layer, dtype):
+  """Scores the rows and columns of windows, `[b, h, w, heads, window]`.
 
-  Arrays, options and result as there; both tables are needed. All is computed
-  in the query's dtype, at least in float32 (the positions' products as
-  precisely as JAX multiplies float32 matrices on the device). Derivatives are
-  those of reverse mode.
+  The masks of the border are in the scores.
   """
-  wide = jnp.promote_types(query.dtype, jnp.float32)
-  logits = _position_logits(
-    query.astype(wide),
-    relative_height.astype(wide),
-    relative_width.astype(wide),
-    window_size,
-    mask_padding,
-  )
-  maps = (
-    None if x is None else x.astype(wide).reshape(*x.shape[:3], -1)
-    for x in (query, key, value)
-  )
-  return _attend(*maps, *logits).reshape(value.shape).astype(value.dtype)
-
-
-def _position_logits(query, row_table, col_table, window_size, mask_padding):
-  """What a window's rows and its columns add, `[b, h, w, heads, window]`."""
-  row_query = query[..., : row_table.shape[1]]
-  col_query = query[..., query.shape[-1] - col_table.shape[1] :]
+  query = query.astype(dtype)
+  before, after = layer.reach
+  rows, cols = (x.astype(dtype) for x in tables.spanning(-before, after))
+  row_query = query[..., : rows.shape[1]]
+  col_query = query[..., query.shape[-1] - cols.shape[1] :]
   with jax.named_scope("relative"):
-    rows = jnp.einsum("bhwnd,kd->bhwnk", row_query, row_table)
-    cols = jnp.einsum("bhwnd,kd->bhwnk", col_query, col_table)
-  if mask_padding:
-    height, width = query.shape[1:3]
+    rows = jnp.einsum("bhwnd,kd->bhwnk", row_query, rows)
+    cols = jnp.einsum("bhwnd,kd->bhwnk", col_query, cols)
+  if layer.mask_padding:
+    # Finite: a whole row of a window may lie beyond the border.
+    masked = jnp.finfo(dtype).min / 8
+    terms = []
+    for axis, length in enumerate((layer.height, layer.width)):
+      pixel = np.arange(length)[:, None] + np.arange(-before, after + 1)
+      hidden = layer.hides(axis, pixel=pixel)
+      terms.append(np.where(hidden, masked, 0).astype(dtype))
     with jax.named_scope("masks"):
-      rows += _mask(height, window_size, query.dtype)[:, None, None]
-      cols += _mask(width, window_size, query.dtype)[:, None]
+      rows += terms[0][:, None, None]
+      cols += terms[1][:, None]
   return rows, cols
-
-
-def _mask(length, window_size, dtype):
-  """`[length, window]`: 0, or a very low logit for what lies outside."""
-  before, _ = reach(window_size)
-  pixel = np.arange(length)[:, None] + np.arange(window_size) - before
-  outside = (pixel < 0) | (pixel >= length)
-  # Finite: a whole row of a window may lie outside.
-  return np.where(outside, jnp.finfo(dtype).min / 8, 0).astype(dtype)
 
 
 # -------------------------------------------------------------------- the core
@@ -86,21 +84,21 @@ def _mask(length, window_size, dtype):
 # the row of all windows that is at work. Without keys, `key` is None.
 
 
-@jax.custom_vjp
-def _attend(query, key, value, row_logits, col_logits):
-  return _row_by_row(query, key, value, row_logits, col_logits)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(reach, query, key, value, row_logits, col_logits):
+  return _row_by_row(reach, query, key, value, row_logits, col_logits)[0]
 
 
-def _forward(*inputs):
-  output, maximum, total = _row_by_row(*inputs)
+def _forward(reach, *inputs):
+  output, maximum, total = _row_by_row(reach, *inputs)
   return output, (inputs, output, maximum + jnp.log(total))
 
 
-def _row_by_row(query, key, value, row_logits, col_logits):
-  """The result, and of the logits the largest and Σ exp(logit − largest)."""
+def _row_by_row(reach, query, key, value, row_logits, col_logits):
+  """Returns the output, the largest logits and the sums relative to them."""
   heads, window_size = row_logits.shape[-2:]
   size = value.shape[-1] // heads
-  keys, values = (_bordered(x, window_size) for x in (key, value))
+  keys, values = (_bordered(x, reach) for x in (key, value))
 
   def step(carry, row):
     maximum, total, output = carry
@@ -124,11 +122,11 @@ def _row_by_row(query, key, value, row_logits, col_logits):
   return output / _spread(total, size), maximum, total
 
 
-def _backward(saved, gradient):
+def _backward(reach, saved, gradient):
   (query, key, value, row_logits, col_logits), output, log_total = saved
   heads, window_size = row_logits.shape[-2:]
   size, value_size = (x.shape[-1] // heads for x in (query, value))
-  keys, values = (_bordered(x, window_size) for x in (key, value))
+  keys, values = (_bordered(x, reach) for x in (key, value))
   # With weights p and y = Σ p·v: dlogits = p · (dy·v − dy·y).
   mean = _sum_heads(gradient * output, heads)
 
@@ -162,7 +160,7 @@ def _backward(saved, gradient):
   (dquery, dkeys, dvalues, dcols), drows = lax.scan(
     step, (*zeros, dcols), jnp.arange(window_size)
   )
-  before, _ = reach(window_size)
+  before, _ = reach
   height, width = query.shape[1:3]
   inner = np.s_[:, before : before + height, before : before + width]
   drows, dcols = (jnp.moveaxis(x, 0, -1) for x in (drows, dcols))
@@ -174,7 +172,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _logits(query, keys, row_logits, col_logits, row):
-  """Of a row of all windows: `[window, batch, height, width, heads]`."""
+  """Scores a row of all windows: `[window, batch, height, width, heads]`."""
   heads, window_size = row_logits.shape[-2:]
   rows = lax.dynamic_index_in_dim(row_logits, row, -1, keepdims=False)
   positions = rows + jnp.moveaxis(col_logits, -1, 0)
@@ -191,21 +189,21 @@ def _logits(query, keys, row_logits, col_logits, row):
 
 
 @jax.named_scope("neighbourhoods")
-def _bordered(x, window_size):
-  """The map with zeros for what windows see beyond its border."""
+def _bordered(x, reach):
+  """Pads the map with zeros where windows reach beyond its border."""
   if x is None:
     return None
-  return jnp.pad(x, ((0, 0), *[reach(window_size)] * 2, (0, 0)))
+  return jnp.pad(x, ((0, 0), *[reach] * 2, (0, 0)))
 
 
 def _shifts(bordered, row, shape, window_size):
-  """What each place in a row of the windows sees: views of the bordered map."""
+  """Returns views of the bordered map, one for each place in a window's row."""
   rows = lax.dynamic_slice_in_dim(bordered, row, shape[1], axis=1)
   return [rows[:, :, place : place + shape[2]] for place in range(window_size)]
 
 
 def _add_shifts(bordered, parts, row):
-  """Adds what belongs to the places in a row of the windows: no views."""
+  """Adds a part for each place in a window's row: adjoint of `_shifts`."""
   height, width = parts[0].shape[1:3]
   before = lax.dynamic_slice_in_dim(bordered, row, height, axis=1)
   for place, part in enumerate(parts):

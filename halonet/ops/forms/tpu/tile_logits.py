@@ -1,35 +1,35 @@
-"""What the forward and the backward kernel compute alike for a tile."""
+"""The logits of a tile and their gradients, for both kernels."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 
-from halonet.ops.pallas.geometry import Geometry
+from halonet.ops.forms.tpu.tiling import Tiling
 
 MASKED = -1e30  # Finite: a query may see no key but masked ones.
 
 
 def product(x: jax.Array, y: jax.Array, contract: tuple[int, int]) -> jax.Array:
-  """A matrix product over one axis of each, accumulated in float32."""
+  """Multiplies matrices over one axis of each, accumulated in float32."""
   dimensions = ((contract[:1], contract[1:]), ((), ()))
   return lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
 
 
 def position_logits(
-  geometry: Geometry,
+  tiling: Tiling,
   table_logits: jax.Array,
   lanes: jax.Array,
   row: jax.Array,
   col: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Relative logits and masks of a block's keys, by row and by column.
+  """Returns relative logits and masks of a block's keys, per row and column.
 
   Args:
-    geometry: of the layer.
+    tiling: of the layer.
     table_logits: `[2 · offsets_padded, tile_lanes]`, the products of the
       queries with all rows of the two relative tables.
-    lanes: of the band, `[8, tile_lanes]`, from `Geometry.lane_table`.
+    lanes: of the band, `[8, tile_lanes]`, from `Tiling.lane_table`.
     row: of the block.
     col: of the block.
 
@@ -37,40 +37,36 @@ def position_logits(
     Terms `[≥ window, tile_lanes]` for the rows and `[window_padded,
     tile_lanes]` for the columns of the neighbourhood.
   """
-  size = geometry.offsets_padded
+  size, layer = tiling.offsets_padded, tiling.layer
   terms = []
-  for axis, block, length in (
-    (0, row, geometry.height),
-    (1, col, geometry.width),
-  ):
+  for axis, block in enumerate((row, col)):
     term = _shift(
-      geometry, table_logits[axis * size : (axis + 1) * size], lanes, axis, -1
+      tiling, table_logits[axis * size : (axis + 1) * size], lanes, axis, -1
     )
-    term = term[: geometry.window_padded]
+    term = term[: tiling.window_padded]
     place = lax.broadcasted_iota(jnp.int32, term.shape, 0)
-    hidden = place >= geometry.window
-    if geometry.mask_padding:
-      pixel = place + (block * geometry.block_size - geometry.halo_size)
-      hidden |= (pixel < 0) | (pixel >= length)
-    if geometry.reach is not None:
-      before, after = geometry.reach
-      offset = place - geometry.halo_size - lanes[2 + axis : 3 + axis]
-      hidden |= (offset < -before) | (offset > after)
+    hidden = layer.hides(
+      axis,
+      pixel=place + (block * layer.block_size - layer.halo_size),
+      offset=place - layer.halo_size - lanes[2 + axis : 3 + axis],
+    )
+    surplus = place >= layer.window
+    hidden = surplus if hidden is False else surplus | hidden
     terms.append(jnp.where(hidden, MASKED, term))
   return terms[0], terms[1]
 
 
 def add_positions(
-  geometry: Geometry,
+  tiling: Tiling,
   products: jax.Array,
   lanes: jax.Array,
   first_row: jax.Array,
   place: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
-  """Logits `[keys, tile_lanes]` from the products of queries with all keys.
+  """Returns logits `[keys, tile_lanes]`, given products of queries with keys.
 
   Args:
-    geometry: of the layer.
+    tiling: of the layer.
     products: `[keys + 2 · offsets_padded, tile_lanes]`: the relative tables'
       rows come after the keys.
     lanes: as for `position_logits`.
@@ -78,39 +74,39 @@ def add_positions(
     place: row of the block in the strip, and column.
   """
   rows, cols = position_logits(
-    geometry, products[geometry.keys :], lanes, first_row + place[0], place[1]
+    tiling, products[tiling.keys :], lanes, first_row + place[0], place[1]
   )
-  size = geometry.window_padded
+  size = tiling.window_padded
   return jnp.concatenate(
     [
       products[i * size : (i + 1) * size] + (cols + rows[i : i + 1])
-      for i in range(geometry.window)
+      for i in range(tiling.layer.window)
     ],
     axis=0,
   )
 
 
 def table_gradients(
-  geometry: Geometry, rows: jax.Array, cols: jax.Array, lanes: jax.Array
+  tiling: Tiling, rows: jax.Array, cols: jax.Array, lanes: jax.Array
 ) -> jax.Array:
-  """The adjoint of `position_logits`: to `[2 · offsets_padded, tile_lanes]`."""
+  """Inverts `position_logits` as its adjoint: `[2 · offsets_padded, lanes]`."""
   terms = []
   for axis, term in enumerate((rows, cols)):
-    missing = geometry.offsets_padded - term.shape[0]
+    missing = tiling.offsets_padded - term.shape[0]
     if missing:
       empty = jnp.zeros((missing, term.shape[1]), term.dtype)
       term = jnp.concatenate([term, empty], axis=0)
-    terms.append(_shift(geometry, term, lanes, axis, 1))
+    terms.append(_shift(tiling, term, lanes, axis, 1))
   return jnp.concatenate(terms, axis=0)
 
 
 def product_gradients(
-  geometry: Geometry, weights: jax.Array, dweights: jax.Array, lanes: jax.Array
+  tiling: Tiling, weights: jax.Array, dweights: jax.Array, lanes: jax.Array
 ) -> jax.Array:
-  """Gradients of the products that `add_positions` took.
+  """Returns gradients of the products that `add_positions` took.
 
   Args:
-    geometry: of the layer.
+    tiling: of the layer.
     weights: of the softmax, `[keys, tile_lanes]`.
     dweights: their gradients.
     lanes: as for `position_logits`.
@@ -121,14 +117,16 @@ def product_gradients(
   weighted = weights * dweights
   mean = weighted.sum(axis=0, keepdims=True)
   dlogits = weighted - weights * mean
-  size = geometry.window_padded
-  parts = [dlogits[i * size : (i + 1) * size] for i in range(geometry.window)]
+  size = tiling.window_padded
+  parts = [
+    dlogits[i * size : (i + 1) * size] for i in range(tiling.layer.window)
+  ]
   rows = jnp.concatenate([x.sum(axis=0, keepdims=True) for x in parts], axis=0)
-  tables = table_gradients(geometry, rows, sum(parts), lanes)
+  tables = table_gradients(tiling, rows, sum(parts), lanes)
   return jnp.concatenate([dlogits, tables], axis=0)
 
 
-def _shift(geometry, x, lanes, axis, direction):
+def _shift(tiling, x, lanes, axis, direction):
   """Moves every lane of `x` along sublanes by its own number of places.
 
   In powers of two, each for the lanes that need it: the strided rolls that
@@ -136,7 +134,7 @@ def _shift(geometry, x, lanes, axis, direction):
   """
   places = lanes[axis : axis + 1]
   power = 1
-  while power < geometry.block_size:
+  while power < tiling.layer.block_size:
     rolled = pltpu.roll(x, direction * power % x.shape[0], 0)
     x = jnp.where((places & power) != 0, rolled, x)
     power *= 2

@@ -1,8 +1,8 @@
-"""What attention asks of its arguments, in words for who gave them."""
+"""Checks of the arguments of attention, with messages for the caller."""
 
 import numbers
 
-from halonet.ops import relative
+from halonet.ops import positions
 
 
 def check_blocked(
@@ -16,14 +16,15 @@ def check_blocked(
   stride,
 ):
   """Raises ValueError unless `blocked_local_attention` can take these."""
-  if block_size < 1:
-    raise ValueError(f"block_size is {block_size}; it must be at least 1")
-  if halo_size < 0:
-    raise ValueError(f"halo_size is {halo_size}; it must be at least 0")
-  if stride < 1:
-    raise ValueError(f"stride is {stride}; it must be at least 1")
+  for name, size, least in (
+    ("block_size", block_size, 1),
+    ("halo_size", halo_size, 0),
+    ("stride", stride, 1),
+  ):
+    if size < least:
+      raise ValueError(f"{name} is {size}; it must be at least {least}")
   check_arrays(query, key, value)
-  offsets = relative.num_offsets(block_size, halo_size)
+  offsets = positions.num_offsets(block_size, halo_size)
   asked = (
     f"block_size {block_size} and halo_size {halo_size} ask for 2·(block_size +"
     f" halo_size) − 1 = {offsets} rows"
@@ -60,7 +61,7 @@ def check_arrays(query, key, value):
 
 
 def check_tables(query, relative_height, relative_width, rows, asked):
-  """Raises ValueError, which ends in `asked`, unless tables have `rows`."""
+  """Raises ValueError, with `asked` in it, unless both tables have `rows`."""
   for name, table in (
     ("relative_height", relative_height),
     ("relative_width", relative_width),

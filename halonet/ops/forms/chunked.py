@@ -1,10 +1,9 @@
-"""The folded form for a CPU: a few images at a time, and a backward by hand.
+"""The folded form for a CPU: a few images at a time, and its own backward pass.
 
-What lies between the products of a few images stays near the cores; and of all
-that the backward pass needs, only the maps are kept, and the rest is computed
-again. Its products are the ones whose orientation a CPU's kernels are fast at,
-and none of them meets the one-hot columns of the keys, whose gradient nobody
-asks for.
+The intermediate arrays of a few images stay in the caches near the cores. The
+backward pass keeps only the maps and computes the rest again. Its products
+have the orientation that a CPU's kernels are fast at, and skip the one-hot
+columns of the keys, whose gradient nobody needs.
 """
 
 import functools
@@ -13,41 +12,45 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from halonet.ops import folded
+from halonet.ops.forms import folded
+from halonet.ops.forms.form import Form
 
 # Images whose tiles stay in a CPU's caches together.
 CHUNK = 2
 
 
-def chunked_attention(
-  query, key, value, relative_height, relative_width, **options
-):
-  """`folded.folded_attention`, a few images at a time.
+class Chunked(Form):
+  """The folded form, a few images at a time. It has reverse mode only."""
 
-  Arrays, options and result as there. Derivatives are those of reverse mode.
-  """
-  options = tuple(sorted(options.items()))  # Hashable.
-  return _attention(options, query, key, value, relative_height, relative_width)
+  name = "xla_chunked"
+
+  def suits(self, place):
+    # Devices that share a batch would wait for one another at every chunk.
+    return place.kind == "cpu" and place.devices == 1
+
+  def attend(self, query, key, value, tables, layer, place):
+    tables = tables.spanning(-layer.farthest, layer.farthest)
+    return _attention(layer, query, key, value, *tables)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(options, query, key, value, *tables):
+def _attention(layer, query, key, value, *tables):
   def attend(chunk):
-    return folded.folded_attention(*chunk, *tables, **dict(options))
+    return folded.folded_attention(*chunk, tables, layer)
 
   return _joined(lax.map(attend, _chunks(query, key, value)))
 
 
-def _forward(options, *inputs):
-  return _attention(options, *inputs), inputs
+def _forward(layer, *inputs):
+  return _attention(layer, *inputs), inputs
 
 
-def _backward(options, inputs, gradient):
+def _backward(layer, inputs, gradient):
   *maps, row_table, col_table = inputs
 
   def step(sums, chunk):
     *gradients, rows, cols = _gradients(
-      dict(options), *chunk[:3], row_table, col_table, chunk[3]
+      layer, *chunk[:3], row_table, col_table, chunk[3]
     )
     return (sums[0] + rows, sums[1] + cols), gradients
 
@@ -59,22 +62,12 @@ def _backward(options, inputs, gradient):
 _attention.defvjp(_forward, _backward)
 
 
-def _gradients(options, query, key, value, row_table, col_table, gradient):
-  """Of all arrays that `folded.folded_attention` takes.
-
-  Args:
-    options: as there.
-    query: `[batch, height, width, heads, head_dim]`, and so on, as there.
-    gradient: of its result, `[batch, ⌈height/stride⌉, ⌈width/stride⌉, heads,
-      value_dim]`.
-  """
-  block_size, halo_size = options["block_size"], options["halo_size"]
-  window, side = block_size + 2 * halo_size, block_size // options["stride"]
-  windows = functools.partial(
-    folded.flat_windows, block_size=block_size, halo_size=halo_size
-  )
+def _gradients(layer, query, key, value, row_table, col_table, gradient):
+  """Returns the gradients of the five arrays, given that of the output."""
+  window = layer.window
+  windows = functools.partial(folded.flat_windows, layer=layer)
   queries, pull_queries = jax.vjp(
-    functools.partial(folded.extended_queries, **options),
+    lambda query, *tables: folded.extended_queries(query, tables, layer),
     query,
     row_table,
     col_table,
@@ -84,8 +77,8 @@ def _gradients(options, query, key, value, row_table, col_table, gradient):
   weights, total = folded.softmax_terms(keys, queries)
 
   # With p = weights/total and y = Σ p·v: dlogits = p · (dy·v − Σ p · dy·v).
-  # Nothing of it is rounded to narrower inputs before the end.
-  scaled = folded.tiles(gradient, side) / total
+  # Nothing is rounded to a narrower dtype before the end.
+  scaled = folded.tiles(gradient, layer.side) / total
   with jax.named_scope("values"):
     dvalues = _with_transposed(weights.astype(value.dtype), scaled)
     dweights = folded.product(values, scaled)
@@ -97,7 +90,7 @@ def _gradients(options, query, key, value, row_table, col_table, gradient):
     dqueries = folded.product(folded.transposed(keys), dlogits)
   # The one-hot vectors' products are sums along the axes of the window.
   with jax.named_scope("relative"):
-    square = dlogits.reshape(*dlogits.shape[:-2], window, window, side**2)
+    square = dlogits.reshape(*dlogits.shape[:-2], window, window, -1)
     dqueries = jnp.concatenate(
       [dqueries, square.sum(axis=-2), square.sum(axis=-3)], axis=-2
     )
@@ -108,7 +101,7 @@ def _gradients(options, query, key, value, row_table, col_table, gradient):
 
 
 def _with_transposed(x, y):
-  """Batches of `[m, k] · [n, k]ᵀ`, summed in float32 at least."""
+  """Multiplies batches of `[m, k] · [n, k]ᵀ`, summed in float32 at least."""
   wide = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
   return jnp.einsum("...mk,...nk->...mn", x, y, preferred_element_type=wide)
 
