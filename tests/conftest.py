@@ -18,13 +18,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import jaxtyping
 
 jaxtyping.install_import_hook(
-  [
-    "halonet.ops",
-    "halonet.models.layers",
-    "halonet.models.network",
-    "halonet.models.normalization",
-  ],
-  "beartype.beartype",
+  ["halonet.ops", "halonet.layers", "halonet.models"], "beartype.beartype"
 )
 
 import hypothesis
