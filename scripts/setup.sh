@@ -4,11 +4,18 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: scripts/setup.sh [--accelerator cpu|tpu|cuda]
+usage: scripts/setup.sh [--accelerator cpu|tpu|cuda] [--python PATH] [--list]
 
-Makes .venv from requirements.txt, with the jax for this machine's accelerator
-(detected, unless it is named), and installs halonet itself, editable. Done
-before for the same requirements: returns at once.
+Makes .venv from requirements.txt, with the JAX for this machine's accelerator,
+and installs halonet itself in editable mode. Returns at once if that was done
+before for the same requirements.
+
+  --accelerator  by default the one detected
+  --python       Python 3.11, 3.12 or 3.13; by default the one that .venv has,
+                 otherwise the newest on the PATH or in pyenv
+  --list         prints the Pythons found, newest first, and installs nothing
+
+The environment variable HALONET_VENV names another folder than .venv.
 END
 }
 
@@ -18,20 +25,56 @@ fail() {
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv
+venv=${HALONET_VENV:-$root/.venv}
 stamp=$venv/halonet-setup
 accelerator=
+python=
+
+# Prints the path of the Python behind COMMAND if it can make a virtual
+# environment and its minor version is among those given. A command may exist
+# and fail: pyenv has shims for versions that are not active.
+resolve() { # COMMAND MINOR...
+  local command=$1
+  shift
+  "$command" -c 'import ensurepip, sys
+assert sys.version_info[0] == 3 and str(sys.version_info[1]) in sys.argv[1:]
+print(f"{sys.base_prefix}/bin/python3.{sys.version_info[1]}")' \
+    "$@" 2> /dev/null
+}
+
+# Prints the supported Pythons of this machine, newest first, one per version.
+list_pythons() {
+  local minor command
+  for minor in 13 12 11; do
+    for command in "python3.$minor" python3 \
+      "${PYENV_ROOT:-${HOME-}/.pyenv}/versions/3.$minor".*/bin/python; do
+      resolve "$command" "$minor" && break
+    done
+  done
+  return 0
+}
 
 while [ $# -gt 0 ]; do
+  option=${1%%=*}
   case $1 in
-    --accelerator) accelerator=${2-} && shift $(($# > 1 ? 2 : 1)) ;;
-    --accelerator=*) accelerator=${1#*=} && shift ;;
+    --accelerator=* | --python=*) value=${1#*=} && shift ;;
+    --accelerator | --python) value=${2-} && shift $(($# > 1 ? 2 : 1)) ;;
+    --list) list_pythons && exit ;;
     -h | --help) usage && exit ;;
     *) fail "unknown argument $1; see scripts/setup.sh --help" ;;
   esac
-  case $accelerator in
-    cpu | tpu | cuda) ;;
-    *) fail "--accelerator is '$accelerator'; it must be cpu, tpu or cuda" ;;
+  case $option=$value in
+    --accelerator=cpu | --accelerator=tpu | --accelerator=cuda)
+      accelerator=$value
+      ;;
+    --accelerator=*)
+      fail "--accelerator is '$value'; it must be cpu, tpu or cuda"
+      ;;
+    --python=*)
+      python=$(resolve "$value" 11 12 13) ||
+        fail "--python is '$value'; it must be a Python 3.11, 3.12 or 3.13" \
+          "that has the venv module"
+      ;;
   esac
 done
 
@@ -61,45 +104,33 @@ if [ -z "$accelerator" ]; then
   fi
 fi
 
+# The venv stays as it is unless it is broken or has another Python than asked.
+present=$(resolve "$venv/bin/python" 11 12 13) || present=
+[ -z "$python" ] || [ "$python" = "$present" ] || present=
+
 wanted=$accelerator$'\n'$(cksum < "$root/requirements.txt")$'\n'$(
   cksum < "$root/pyproject.toml"
 )$'\n'$root
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] &&
-  "$venv/bin/python" -c '' 2> /dev/null; then
+if [ -n "$present" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]
+then
   exit 0
 fi
 
-fits() {
-  "$@" -c 'import sys
-sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' > /dev/null 2>&1
-}
-
-make_venv() {
-  local python
-  for python in python3 python3.13 python3.12 python3.11; do
-    fits "$python" || continue
-    echo "Making $venv with $("$python" --version)"
-    # Debian's python3 comes without the venv module's pip.
-    "$python" -m venv --clear "$venv" > "$root/.venv-log" 2>&1 && {
-      rm -f "$root/.venv-log"
-      return
-    }
-    missing=$(command -v "$python")
-  done
-  if command -v uv > /dev/null; then
-    echo "Making $venv with uv"
-    uv venv --quiet --clear --seed --python '>=3.11,<3.14' "$venv" && return
-  fi
-  rm -rf "$venv" "$root/.venv-log"
-  [ -z "${missing-}" ] ||
-    fail "$missing has no venv module; install python3-venv, or uv"
-  fail "no Python 3.11, 3.12 or 3.13 was found; install one, or uv"
-}
-
 started=$SECONDS
-if ! fits "$venv/bin/python" ||
+if [ -z "$present" ] ||
   ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
-  make_venv
+  found=$(list_pythons)
+  python=${python:-${found%%$'\n'*}}
+  if [ -n "$python" ]; then
+    echo "Making $venv with $python"
+    "$python" -m venv --clear "$venv"
+  elif command -v uv > /dev/null; then
+    echo "Making $venv with uv"
+    uv venv --quiet --clear --seed --python '>=3.11,<3.14' "$venv"
+  else
+    fail "no Python 3.11, 3.12 or 3.13 with the venv module was found;" \
+      "install one (Debian: python3-venv), or uv"
+  fi
 fi
 rm -f "$stamp"
 

@@ -1,11 +1,27 @@
 #!/usr/bin/env bash
-# Sets up if need be, then checks the style and runs the tests, on two workers;
-# arguments go to pytest.
+# Runs the tests, on two workers.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-"$root/scripts/setup.sh"
-cd "$root"
-.venv/bin/ruff check --quiet .
-.venv/bin/ruff format --check --quiet .
-exec .venv/bin/python -m pytest -n 2 --dist loadgroup "$@"
+case ${1-} in
+  -h | --help)
+    cat <<'END'
+usage: scripts/test.sh [--all] [pytest arguments]
+
+Sets up if need be, then checks the style and runs the smoke tests listed in
+tests/smoke.txt: a few minutes on two cores. With pytest arguments: the tests
+that these select, for example tests/ops or -m slow.
+
+  --all  all tests but the slow ones; what .ci/run calls
+END
+    exit
+    ;;
+  '') set -- @tests/smoke.txt ;;
+  --all) shift ;;
+esac
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup.sh
+bin=${HALONET_VENV:-.venv}/bin
+"$bin/ruff" check --quiet .
+"$bin/ruff" format --check --quiet .
+exec "$bin/python" -m pytest -n 2 --dist loadgroup "$@"

@@ -26,17 +26,6 @@ refuse_while_training() {
   exit $BUSY
 }
 
-# setup.sh takes such a Python, or uv; Ubuntu 22.04 has neither.
-has_python() {
-  local python
-  for python in python3 python3.13 python3.12 python3.11; do
-    "$python" -c 'import ensurepip, sys
-sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null &&
-      return
-  done
-  return 1
-}
-
 install() {
   local archive=$root.tar.gz
   refuse_while_training
@@ -48,7 +37,8 @@ install() {
   fi
   mv "$RUN/tracked.new" "$RUN/tracked"
   rm -f "$archive"
-  has_python || command -v uv > /dev/null ||
+  # Ubuntu 22.04 has neither a Python that setup.sh takes nor uv.
+  [ -n "$("$root/scripts/setup.sh" --list)" ] || command -v uv > /dev/null ||
     python3 -m pip install --user --quiet uv
   "$root/scripts/setup.sh" --accelerator tpu
   say "set up in $root"

@@ -1,4 +1,4 @@
-"""What setup.sh decides, with a stand-in for Python that takes notes."""
+"""What the shell scripts decide, with stand-ins for Python that take notes."""
 
 import os
 import pathlib
@@ -9,15 +9,25 @@ import time
 
 import pytest
 
-SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
+from tests.conftest import is_test
 
-# Says it is recent, makes a "venv" that holds itself, and notes every install.
+ROOT = pathlib.Path(__file__).parents[1]
+TOOLS = "bash cat cksum cp dirname grep head mkdir rm tail"
+
+# Makes a "venv" that holds itself, and notes every install and every test run.
 PYTHON = """#!/bin/bash
 case "$1 $2" in
-  "-c import"*) exit {too_old} ;;
-  "-m venv") mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+  "-c import"*)
+    [ $# = 2 ] && echo {minor} && exit
+    case " ${{*:3}} " in *" {minor} "*) echo {path} ;; *) exit 1 ;; esac
+    ;;
+  "-m venv")
+    mkdir -p "$4/bin"
+    cp "$0" "$4/bin/python"
+    cp "$(type -P true)" "$4/bin/ruff"
+    ;;
   "-m pip") shift 2; echo "pip $*" >> "$NOTES"; exit {pip_fails} ;;
-  "--version ") echo "Python 3.99" ;;
+  "-m pytest") shift 2; echo "{minor}: $*" >> "$NOTES"; exit {tests_fail} ;;
 esac
 """
 
@@ -26,43 +36,47 @@ class Machine:
   """A folder with the scripts, and a PATH of stand-ins."""
 
   def __init__(self, path):
+    self.home = path
     self.root = path / "repository"
     self.bin = path / "bin"
     self.notes = path / "notes"
     self.bin.mkdir()
-    shutil.copytree(SCRIPTS, self.root / "scripts")
+    for folder in ("scripts", ".ci"):
+      shutil.copytree(ROOT / folder, self.root / folder)
     (self.root / "requirements.txt").write_text("jax\n")
     (self.root / "pyproject.toml").write_text("")
-    for tool in (
-      "bash",
-      "cksum",
-      "cp",
-      "dirname",
-      "head",
-      "mkdir",
-      "rm",
-      "cat",
-    ):
+    for tool in [*TOOLS.split(), "true"]:
       (self.bin / tool).symlink_to(shutil.which(tool))
 
-  def add(self, name, too_old=0, pip_fails=0):
-    tool = self.bin / name
-    tool.write_text(PYTHON.format(too_old=too_old, pip_fails=pip_fails))
+  def add(self, name, minor=13, pip_fails=0, tests_fail=0):
+    """Adds a Python 3.minor; its name may be a path from the home folder."""
+    tool = self.bin / name if "/" not in name else self.home / name
+    tool.parent.mkdir(parents=True, exist_ok=True)
+    tool.write_text(
+      PYTHON.format(
+        minor=minor, path=tool, pip_fails=pip_fails, tests_fail=tests_fail
+      )
+    )
     tool.chmod(0o755)
+    return str(tool)
 
   def add_script(self, name, body):
     tool = self.bin / name
     tool.write_text(f"#!/bin/bash\n{body}\n")
     tool.chmod(0o755)
 
-  def setup(self, *words):
+  def run(self, script, *words, **environment):
     self.notes.write_text("")
-    done = subprocess.run(
-      [str(self.root / "scripts" / "setup.sh"), *words],
-      env={"PATH": str(self.bin), "NOTES": str(self.notes)},
+    path = {"PATH": str(self.bin), "HOME": str(self.home)}
+    return subprocess.run(
+      [str(self.root / script), *words],
+      env={**path, "NOTES": str(self.notes), **environment},
       capture_output=True,
       text=True,
     )
+
+  def setup(self, *words, **environment):
+    done = self.run("scripts/setup.sh", *words, **environment)
     installs = [
       line
       for line in self.notes.read_text().splitlines()
@@ -123,15 +137,80 @@ def test_a_gpu_is_detected(machine):
   assert "jax[cuda12]" in installs[0]
 
 
-def test_an_old_python_is_passed_over(machine):
-  machine.add("python3", too_old=1)
-  machine.add("python3.12")
+def test_the_newest_supported_python_is_taken(machine):
+  machine.add("python3", minor=11)
+  machine.add_script("python3.13", "exit 127")  # As pyenv's shims are.
+  newest = machine.add(".pyenv/versions/3.12.9/bin/python", minor=12)
+  machine.add(".pyenv/versions/3.14.0/bin/python", minor=14)
+  done, _ = machine.setup("--list")
+  assert done.stdout.split() == [newest, str(machine.bin / "python3")]
+  assert not (machine.root / ".venv").exists()
   done, _ = machine.setup()
-  assert done.returncode == 0
+  assert done.returncode == 0 and f"with {newest}\n" in done.stdout
+
+
+def test_another_python_is_taken_only_when_it_is_named(machine):
+  machine.add("python3", minor=11)
+  machine.setup()
+  newest = machine.add("python3.13")
+  assert machine.setup()[1] == []
+  done, installs = machine.setup("--python=python3.13")
+  assert f"with {newest}\n" in done.stdout and len(installs) == 2
+  assert machine.setup("--python", newest)[1] == []
+  assert machine.setup()[1] == []
+  # Another folder leaves .venv as it is.
+  other = str(machine.home / "other")
+  done, installs = machine.setup("--python=python3", HALONET_VENV=other)
+  assert f"Making {other}" in done.stdout and len(installs) == 2
+  assert machine.setup("--python=python3.13")[1] == []
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_ci_runs_the_smoke_tests_on_a_second_python(machine, fails):
+  machine.add("python3.13")
+  machine.add("python3.12", minor=12)
+  machine.add("python3.11", minor=11, tests_fail=fails)
+  done = machine.run(".ci/run")
+  assert done.returncode == fails, done.stderr
+  assert [
+    line.replace("-n 2 --dist loadgroup", "").split()
+    for line in machine.notes.read_text().splitlines()
+    if line[0] == "1"
+  ] == [["11:", "@tests/smoke.txt"], ["13:"]]
+
+
+def test_ci_says_when_there_is_no_second_python(machine):
+  machine.add("python3.13")
+  done = machine.run(".ci/run")
+  assert done.returncode == 0, done.stderr
+  assert "No second Python" in done.stdout
+
+
+@pytest.mark.parametrize(
+  "words, expected",
+  [
+    ("", "@tests/smoke.txt"),
+    ("--all", ""),
+    ("--all -x", "-x"),
+    ("tests/ops -x", "tests/ops -x"),
+    ("-m slow", "-m slow"),
+  ],
+)
+def test_the_tiers_of_the_tests(machine, words, expected):
+  machine.add("python3")
+  done = machine.run("scripts/test.sh", *words.split())
+  assert done.returncode == 0, done.stderr
+  call = machine.notes.read_text().splitlines()[-1]
+  assert call.removeprefix("13: -n 2 --dist loadgroup").strip() == expected
+
+
+def test_the_smoke_tests_exist():
+  tests = (ROOT / "tests/smoke.txt").read_text().splitlines()
+  assert [test for test in tests if not is_test(test)] == []
 
 
 def test_without_python_uv_brings_one(machine):
-  machine.add("python3", too_old=1)
+  machine.add("python3", minor=10)
   machine.add("stand-in")
   machine.add_script(
     "uv",
@@ -144,19 +223,12 @@ def test_without_python_uv_brings_one(machine):
 
 
 def test_without_any_python_it_says_so_in_one_line(machine):
+  machine.add("python3", minor=10)
   done, installs = machine.setup()
   assert done.returncode == 2 and installs == []
   assert done.stderr == (
-    "error: no Python 3.11, 3.12 or 3.13 was found; install one, or uv\n"
-  )
-
-
-def test_without_the_venv_module_it_says_so_in_one_line(machine):
-  machine.add_script("python3", '[ "$1 $2" = "-m venv" ] && exit 1; exit 0')
-  done, _ = machine.setup()
-  assert done.returncode == 2
-  assert done.stderr.endswith(
-    "python3 has no venv module; install python3-venv, or uv\n"
+    "error: no Python 3.11, 3.12 or 3.13 with the venv module was found;"
+    " install one (Debian: python3-venv), or uv\n"
   )
   assert not (machine.root / ".venv").exists()
 
@@ -177,6 +249,8 @@ def test_a_failed_install_is_tried_again(machine):
     (["--acelerator"], "unknown argument --acelerator"),
     (["--accelerator=gpu"], "must be cpu, tpu or cuda"),
     (["--accelerator"], "must be cpu, tpu or cuda"),
+    (["--python=python3.9"], "is 'python3.9'; it must be a Python 3.11"),
+    (["--python"], "is ''; it must be a Python 3.11"),
   ],
 )
 def test_slips_are_answered_in_one_line(machine, words, message):
@@ -186,7 +260,7 @@ def test_slips_are_answered_in_one_line(machine, words, message):
 
 
 def test_shellcheck_finds_nothing():
-  scripts = [*SCRIPTS.glob("*.sh"), SCRIPTS.parent / ".ci/run"]
+  scripts = [*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci/run"]
   assert len(scripts) > 3
   shellcheck = pathlib.Path(sys.executable).parent / "shellcheck"
   done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)

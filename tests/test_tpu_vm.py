@@ -57,6 +57,12 @@ while :; do sleep 0.05; done
 
 READY = "READY\tv3-32\ttpu-ubuntu2204-base\n"
 WHERE = ("halo", "--zone=z-a")
+SETUP = """#!/bin/bash
+case $1 in
+  --list) cat ~/pythons ;;
+  *) echo "$*" >> ~/setup-args ;;
+esac
+"""
 RUN = ("--config=configs/a.py:s(1)", "--workdir=gs://b/my run")
 FIELDS = ("--config.model.depths=(1,1)", "--config.name=it's  $HOME; x")
 ARRIVED = "".join(f"<{word}>" for word in (*RUN, *FIELDS))
@@ -71,13 +77,11 @@ class Cloud:
     self.bin = path / "bin"
     self.bin.mkdir()
     for i in range(2):
-      (path / f"w{i}").mkdir()
+      self.write(path / f"w{i}/pythons", "/usr/bin/python3.13\n")
     self.write(self.bin / "gcloud", GCLOUD)
     self.write(self.root / "configs/a.py", "a\n")
     self.write(self.root / "scripts/train.sh", TRAIN)
-    self.write(
-      self.root / "scripts/setup.sh", '#!/bin/bash\necho "$*" >> ~/setup-args\n'
-    )
+    self.write(self.root / "scripts/setup.sh", SETUP)
     for name in ("tpu_vm.sh", "tpu_worker.sh"):
       shutil.copy(SCRIPTS / name, self.root / "scripts")
     self.git("init", "-q")
@@ -254,10 +258,8 @@ def test_an_old_python_gets_uv(cloud, has_uv):
   path = cloud.only(
     "bash cat comm date dirname flock grep gzip mkdir mv rm sort tar true xargs"
   )
-  cloud.write(
-    path / "python3",
-    '#!/bin/bash\n[ "$1" = -c ] && exit 1\necho "$*" > ~/python-args\n',
-  )
+  cloud.write(home / "pythons", "")
+  cloud.write(path / "python3", '#!/bin/bash\necho "$*" > ~/python-args\n')
   if has_uv:
     cloud.write(home / ".local/bin/uv", "#!/bin/bash\n")
   script = home / "halonet/scripts/tpu_worker.sh"
