@@ -13,7 +13,7 @@ import pytest
 from halonet.errors import UsageError
 from halonet.models.registry import get_entry, list_models
 from halonet.parallel import make_mesh
-from halonet.training import checks, durations
+from halonet.tasks.registry import make_task
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.state import abstract_batch, abstract_state, make_init
@@ -68,14 +68,12 @@ def abstract_step(text):
   config = config_lib.from_json(text)
   config.model.depths = tuple(min(depth, 2) for depth in config.model.depths)
   mesh = make_mesh()
-  model = config_lib.create_model(config, num_classes=1000)
+  task = make_task(config, {"labels": [str(number) for number in range(1000)]})
+  model = config_lib.create_model(config, task)
   optimizer = optimizer_lib.make_optimizer(config)
-  init = make_init(
-    model, optimizer, config.data.image_size, mesh, ema=config.ema_decay > 0
-  )
-  state = abstract_state(init, mesh)
-  step = make_train_step(model, optimizer, config, mesh)
-  return state, *jax.eval_shape(step, state, abstract_batch(config, mesh))
+  state = abstract_state(make_init(model, optimizer, config, mesh), mesh)
+  step = make_train_step(model, task, optimizer, config, mesh)
+  return state, *jax.eval_shape(step, state, abstract_batch(task, mesh))
 
 
 def what_the_step_sees(config):
@@ -96,8 +94,7 @@ def shapes(tree):
 def test_a_step(source, fast):
   config = config_lib.load_config(source)
   assert config_lib.from_json(config_lib.to_json(config)) == config
-  config = durations.in_steps(config, IMAGENET)
-  checks.check(config)
+  config = config_lib.in_steps(config, IMAGENET)
   for devices in (8, 32, 128):
     if devices > config.batch_size:
       continue
@@ -105,7 +102,7 @@ def test_a_step(source, fast):
     config.accumulation_steps = max(
       config.batch_size // devices // max(config.model.batch_norm_group, 32), 1
     )
-    checks.check_devices(config, devices)
+    config_lib.check_devices(config, devices)
   config.accumulation_steps = 1
   before, after, metrics = abstract_step(what_the_step_sees(config))
   assert shapes(after) == shapes(before)

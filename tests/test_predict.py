@@ -6,6 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from halonet.prediction import (
+  attention_of_pixel,
+  last_attention,
+  of_run,
+  parse_pixel,
+)
 from PIL import Image
 
 from halonet import predict
@@ -13,12 +19,6 @@ from halonet.data import pipeline, sources
 from halonet.data.images import read_image
 from halonet.errors import UsageError
 from halonet.ops import dispatch
-from halonet.prediction import (
-  attention_of_pixel,
-  last_attention,
-  of_run,
-  parse_pixel,
-)
 from halonet.training.workdir import Workdir
 
 

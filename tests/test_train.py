@@ -16,6 +16,7 @@ import pytest
 from halonet import train
 from halonet.data import pipeline, sources
 from halonet.parallel import make_mesh
+from halonet.tasks.registry import make_task
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.config import create_model
 from halonet.training.optimizer import make_optimizer
@@ -34,14 +35,9 @@ def whole_state(path):
   """All that the last checkpoint of a run holds."""
   workdir, mesh = Workdir(str(path)), make_mesh()
   config = workdir.config()
-  init = make_init(
-    create_model(config, num_classes=10),
-    make_optimizer(config),
-    config.data.image_size,
-    mesh,
-    ema=True,
-  )
-  checkpoints = Checkpoints(workdir.checkpoints)
+  model = create_model(config, make_task(config, workdir.metadata()))
+  init = make_init(model, make_optimizer(config), config, mesh)
+  checkpoints = Checkpoints(workdir.checkpoints, "accuracy")
   with contextlib.closing(checkpoints):
     return checkpoints.restore(24, abstract_state(init, mesh))
 
@@ -75,7 +71,8 @@ def test_a_run_says_what_it_does_and_ends_with_its_accuracy(trained):
   assert list((workdir / "tensorboard").iterdir())
   kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
   assert kept == {15, 20, 24}
-  assert (workdir / "labels.txt").read_text().split() == list("0123456789")
+  metadata = json.loads((workdir / "metadata.json").read_text())
+  assert metadata == {"labels": list("0123456789")}
 
 
 def test_a_finished_run_says_so(trained, data_dir):
@@ -175,9 +172,11 @@ def test_the_first_loss_is_the_configs(trained, data_dir):
   """Seed, order, smoothing and preprocessing all reach the loss."""
   workdir, _ = trained
   config = Workdir(str(workdir)).config()
-  model = create_model(config, num_classes=10)
-  split = sources.open_source(config.data).split("train_split", "train")
-  batch = next(pipeline.train_batches(split, config))
+  task = make_task(config, Workdir(str(workdir)).metadata())
+  model = create_model(config, task)
+  source = sources.open_source(config.data, task.needs)
+  split = source.split("train_split", "train")
+  batch = next(pipeline.train_batches(split, config, task))
   images = jnp.asarray(batch["image"])
   variables = jax.jit(model.init)(jax.random.key(config.seed), images[:1])
   logits, _ = jax.jit(

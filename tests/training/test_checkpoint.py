@@ -42,7 +42,7 @@ def make_state(seed):
   state = TrainState(
     step=jnp.int32(seed),
     params={"kernel": jax.random.normal(key, (64, 64))},
-    batch_stats={},
+    collections={},
     opt_state=(),
   )
   return jax.device_put(state, replicated(make_mesh()))
@@ -55,20 +55,20 @@ def abstract(state):
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):
-  checkpoints = Checkpoints(tmp_path, keep=2)
+  checkpoints = Checkpoints(tmp_path, "accuracy", keep=2)
   assert checkpoints.latest is None and checkpoints.best is None
   accuracies = {1: 0.5, 2: 0.9, 3: None, 4: 0.7, 5: None, 6: 0.8}
   for step, accuracy in accuracies.items():
     checkpoints.save(step, make_state(step), 10 * step, accuracy)
   checkpoints.close()
-  again = Checkpoints(tmp_path)
-  assert again.accuracies() == {2: 0.9, 5: None, 6: 0.8}
+  again = Checkpoints(tmp_path, "accuracy")
+  assert again.scores() == {2: 0.9, 5: None, 6: 0.8}
   assert again.latest == 6 and again.best == 2
 
 
 @pytest.mark.parametrize("donate", [False, True])
 def test_a_state_comes_back_bit_by_bit(tmp_path, donate):
-  checkpoints = Checkpoints(tmp_path, keep=2)
+  checkpoints = Checkpoints(tmp_path, "accuracy", keep=2)
   state = make_state(3)
   expected = np.array(state.params["kernel"])
   checkpoints.save(3, state, 30)
@@ -86,7 +86,7 @@ def test_a_state_comes_back_bit_by_bit(tmp_path, donate):
 
 
 def test_an_existing_step_is_left_alone(tmp_path):
-  checkpoints = Checkpoints(tmp_path, keep=2)
+  checkpoints = Checkpoints(tmp_path, "accuracy", keep=2)
   checkpoints.save(3, make_state(3), 30)
   checkpoints.save(3, make_state(4), 40)
   checkpoints.wait()
@@ -96,16 +96,16 @@ def test_an_existing_step_is_left_alone(tmp_path):
 
 
 def test_what_a_kill_left_is_cleared(tmp_path):
-  checkpoints = Checkpoints(tmp_path, keep=2)
+  checkpoints = Checkpoints(tmp_path, "accuracy", keep=2)
   checkpoints.save(3, make_state(3), 30)
   checkpoints.close()
   half = tmp_path / "4.orbax-checkpoint-tmp"
   half.mkdir()
-  reader = Checkpoints(tmp_path)
+  reader = Checkpoints(tmp_path, "accuracy")
   assert reader.latest == 3
   reader.close()
   assert half.exists()  # It may be another process's, at work.
-  writer = Checkpoints(tmp_path, keep=2)
+  writer = Checkpoints(tmp_path, "accuracy", keep=2)
   assert writer.latest == 3
   writer.save(4, make_state(4), 40)
   writer.close()
@@ -114,19 +114,19 @@ def test_what_a_kill_left_is_cleared(tmp_path):
 
 @fails_inside_orbax
 def test_a_corrupt_checkpoint_is_named(tmp_path):
-  checkpoints = Checkpoints(tmp_path, keep=2)
+  checkpoints = Checkpoints(tmp_path, "accuracy", keep=2)
   checkpoints.save(3, make_state(3), 30)
   checkpoints.close()
   for file in (tmp_path / "3" / "model").rglob("*"):
     if file.is_file() and file.parent.name == "d":
       file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
   with pytest.raises(RunError, match=r"checkpoint .*/3 cannot be read.*Move"):
-    Checkpoints(tmp_path).restore(3, abstract(make_state(0)))
+    Checkpoints(tmp_path, "accuracy").restore(3, abstract(make_state(0)))
 
 
 @fails_inside_orbax
 def test_a_checkpoint_of_another_model_is_named(tmp_path):
-  checkpoints = Checkpoints(tmp_path, keep=2)
+  checkpoints = Checkpoints(tmp_path, "accuracy", keep=2)
   checkpoints.save(3, make_state(3), 30)
   checkpoints.wait()
   other = abstract(make_state(0)).replace(
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
 
 @fails_inside_orbax
 def test_a_full_disk_is_one_clear_error(tmp_path):
-  checkpoints = Checkpoints(tmp_path, keep=2)
+  checkpoints = Checkpoints(tmp_path, "accuracy", keep=2)
   checkpoints.save(1, make_state(1), 10)
   checkpoints.wait()
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -152,4 +152,4 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, handler)
-  assert Checkpoints(tmp_path).latest == 1
+  assert Checkpoints(tmp_path, "accuracy").latest == 1

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from halonet.parallel import make_mesh
+from halonet.tasks.registry import make_task
 from halonet.training import config as config_lib
 from halonet.training.optimizer import make_optimizer
 from halonet.training.state import abstract_batch, abstract_state, make_init
@@ -39,7 +40,7 @@ def compile_step(group):
       "model.base_width=8",
       "model.depths=(1,1)",
       "model.heads=(2,2)",
-      "model.operators=('c','h')",
+      "model.operators=('conv','halo')",
       "model.channel_attention=se_last",
       "model.df=16",
       "model.drop_path=0.3",
@@ -47,11 +48,12 @@ def compile_step(group):
       f"model.batch_norm_group={group}",
     ],
   )
-  model = config_lib.create_model(config, num_classes=5)
+  task = make_task(config, {"labels": list("abcde")})
+  model = config_lib.create_model(config, task)
   optimizer = make_optimizer(config)
-  state = abstract_state(make_init(model, optimizer, 24, mesh, ema=True), mesh)
-  step = make_train_step(model, optimizer, config, mesh)
-  batch = abstract_batch(config, mesh)
+  state = abstract_state(make_init(model, optimizer, config, mesh), mesh)
+  step = make_train_step(model, task, optimizer, config, mesh)
+  batch = abstract_batch(task, mesh)
   return state, step.lower(state, batch).compile().as_text()
 
 
@@ -106,7 +108,7 @@ def test_only_gradients_statistics_and_metrics_are_reduced(grouped):
   state, (kinds, shapes, rounds) = grouped
   assert kinds == {"all-reduce"}
   gradients = jax.tree.leaves_with_path(state.params)
-  statistics = jax.tree.leaves(state.batch_stats)
+  statistics = jax.tree.leaves(state.collections)
   expected = collections.Counter(
     [gradient_shape(path, leaf) for path, leaf in gradients]
     + [canonical(leaf.shape) for leaf in statistics]
@@ -125,6 +127,6 @@ def test_statistics_of_the_whole_batch_are_communicated_in_every_norm(grouped):
   assert kinds == {"all-reduce"}
   # The forward pass cannot go on without them, nor can the backward pass; two
   # of the norms, of shortcuts, are beside others.
-  norms = len(jax.tree.leaves(state.batch_stats)) // 2
+  norms = len(jax.tree.leaves(state.collections)) // 2
   assert rounds >= 2 * (norms - 2)
   assert many.total() > few.total()

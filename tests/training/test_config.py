@@ -124,11 +124,11 @@ def _literal(message):
     ("data.flip=1", "config.data.flip is 1; it must be true or false"),
     ("model.depths=3", "config.model.depths is 3; it must be a tuple"),
     ("model.depths=(1,'a')", "config.model.depths is"),
-    ("model.block_size=0", "config.model: block_size is 0"),
-    ("model.halo_size=-1", "config.model: halo_size is -1"),
-    ("model.heads=(3,4)", "config.model: stage1_block1: heads is 3, which"),
+    ("model.block_size=0", "config.model.block_size is 0"),
+    ("model.halo_size=-1", "config.model.halo_size is -1"),
+    ("model.heads=(3,4)", "config.model.stage1_block1: heads is 3, which"),
     ("model.name=resnext", "config.model.name: there is no model resnext"),
-    ("model.operators=('c',1)", "config.model.operators is"),
+    ("model.operators=('conv',1)", "config.model.operators is"),
     ("data.crop_area=0", "config.data.crop_area is 0.0"),
     ("data.mean=(0.5,)", "config.data.mean is"),
     ("data.std=(1,1,0)", "config.data.std is .* above 0"),
@@ -141,9 +141,9 @@ def _literal(message):
     ("optimizer.learning_rate=nan", "config.optimizer.learning_rate is"),
     ("optimizer.learning_rate=1e999", "it must be a finite number"),
     ("steps=50", "config.optimizer.warmup_steps is 50; it must be below"),
-    ("model.df=abc", "config.model: df is 'abc'; it must be a whole number or"),
+    ("model.df=abc", "config.model.df is 'abc'; it must be a whole number or"),
     ("model.dtype=float64", "config.model.dtype is 'float64'; training takes"),
-    ("model.df=1.5", "config.model: df is 1.5"),
+    ("model.df=1.5", "config.model.df is 1.5"),
     ("data.image_size=big", "config.data.image_size is 'big'"),
     ("optimizer.learning_rate=-1", "config.optimizer.learning_rate is -1.0"),
     ("steps=9 weeks", "config.steps is '9 weeks'; it must be a whole number"),
@@ -186,7 +186,7 @@ def test_a_duration_may_become_another_kind(tmp_path):
     ("exit(3)", "mine.py fails: SystemExit: 3"),
     ("dict(model='halonet_h0')", "there is no field config.model;"),
     ("dict(model=dict(name=['a']))", "config.model.name: there is no model"),
-    ("dict(model=dict(depths=()))", "config.model: depths is ()"),
+    ("dict(model=dict(depths=()))", "config.model.depths is ()"),
   ],
 )
 def test_wrong_files_are_named(tmp_path, body, message):
@@ -201,3 +201,87 @@ def test_a_file_that_is_none(tmp_path):
     text = tmp_path / "config.txt"
     text.write_text("steps: 1")
     config_lib.load_config(str(text))
+
+
+def test_epochs_become_steps():
+  config = config_lib.load_config(
+    DIGITS,
+    [
+      "batch_size=100",
+      "steps=90 epochs",
+      "optimizer.warmup_steps=2.5 epochs",
+      "eval_every=1 epoch",
+      "checkpoint_every=0.001epochs",
+      "log_every=7",
+    ],
+  )
+  resolved = config_lib.in_steps(config, train_size=1347)
+  assert resolved.steps == 1212  # 90 · 1347 / 100 = 1212.3
+  assert resolved.optimizer.warmup_steps == 34
+  assert resolved.eval_every == 13
+  assert resolved.checkpoint_every == 1
+  assert resolved.log_every == 7
+  # What is stored is what was given.
+  assert config.steps == "90 epochs"
+
+
+def test_a_warm_up_of_another_unit_is_checked_in_steps():
+  config = config_lib.load_config(
+    DIGITS, ["steps=10 epochs", "optimizer.warmup_steps=500"]
+  )
+  with pytest.raises(UsageError, match="warmup_steps is 500; it must"):
+    config_lib.in_steps(config, train_size=1347)
+
+
+@pytest.mark.parametrize(
+  "overrides, devices",
+  [
+    (["batch_size=64"], 8),
+    (["batch_size=64", "model.batch_norm_group=16"], 8),  # Spans devices.
+    (
+      [
+        "batch_size=64",
+        "model.batch_norm_group=4",
+        "accumulation_steps=2",
+        "data.mixup=0.2",
+      ],
+      8,
+    ),
+  ],
+)
+def test_what_splits_evenly_is_taken(overrides, devices):
+  config_lib.check_devices(config_lib.load_config(DIGITS, overrides), devices)
+
+
+@pytest.mark.parametrize(
+  "overrides, devices, message",
+  [
+    (["batch_size=60"], 8, "8 devices do not divide evenly; take 56 or 64"),
+    (["batch_size=3"], 8, "take 8$"),
+    (
+      ["batch_size=64", "accumulation_steps=3"],
+      8,
+      "8 devices × 3 accumulation_steps do not divide evenly; take 48 or 72",
+    ),
+    (
+      ["batch_size=64", "accumulation_steps=2"],
+      8,
+      "batch_norm_group is 0; with config.accumulation_steps 2 it must divide"
+      " the 4 images",
+    ),
+    (
+      ["batch_size=64", "accumulation_steps=2", "model.batch_norm_group=8"],
+      8,
+      "batch_norm_group is 8; with",
+    ),
+    (
+      ["batch_size=64", "model.batch_norm_group=24"],
+      8,
+      "batch_norm_group is 24, which does not divide config.batch_size, 64",
+    ),
+    (["batch_size=24", "data.cutmix=1"], 8, "3 images are computed at once"),
+  ],
+)
+def test_what_does_not_split_is_named(overrides, devices, message):
+  with pytest.raises(UsageError, match=message):
+    config_lib.check_devices(config_lib.load_config(DIGITS, overrides), devices)

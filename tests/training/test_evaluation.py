@@ -7,18 +7,18 @@ import pytest
 from halonet.data import pipeline
 from halonet.errors import RunError
 from halonet.parallel import make_mesh
-from halonet.training.evaluation import Evaluation, evaluate
+from halonet.tasks.registry import make_task
+from halonet.training.evaluation import evaluate, words
 from halonet.training.state import TrainState
 
 
-def step(params, batch_stats, batch):
+def step(variables, batch):
   """Counts as an eval step does; `params` says what is predicted."""
   weight = batch["weight"]
-  return {
-    "images": weight.sum(),
-    "correct": (weight * (batch["label"] == params)).sum(),
-    "loss": (weight * batch_stats).sum(),
-    "skipped": batch["skipped"].sum(),
+  counts = {"images": weight.sum(), "skipped": batch["skipped"].sum()}
+  return counts, {
+    "correct": (weight * (batch["label"] == variables["params"])).sum(),
+    "loss": (weight * variables["offset"]).sum(),
   }
 
 
@@ -27,8 +27,7 @@ def run(monkeypatch, small_config):
   """Evaluates two batches of eight; gives the batches read as well."""
   read = []
 
-  def test_batches(builder, config):
-    del builder, config
+  def test_batches(*_):
     for number in range(2):
       read.append(number)
       yield {
@@ -41,38 +40,43 @@ def run(monkeypatch, small_config):
   monkeypatch.setattr(pipeline, "test_batches", test_batches)
 
   def evaluated(ema, step=step):
-    state = TrainState(0, np.int32(0), np.float32(2.0), (), ema)
-    config, mesh = small_config(), make_mesh()
-    return evaluate(jax.jit(step), state, None, config, mesh), read
+    collections = {"offset": np.float32(2.0)}
+    state = TrainState(0, np.int32(0), collections, (), ema)
+    task = make_task(small_config(), {"labels": list("0123456789")})
+    return evaluate(jax.jit(step), task, state, None, make_mesh()), read
 
   return evaluated
 
 
-def test_weights_alone(run):
+RAW = {
+  "accuracy": 4 / 13,
+  "loss": 2.0,
+  "correct": 4,
+  "images": 13,
+  "skipped": 1,
+}
+
+
+def test_weights_alone(run, small_config):
   (raw, average), read = run(None)
-  assert raw == Evaluation(images=13, correct=4, loss=2.0, skipped=1)
-  assert average is None and read == [0, 1]
-  assert str(raw) == (
-    "test accuracy: 0.3077 (4 of 13 images, 1 more skipped), loss 2.0000"
-  )
+  assert raw == RAW and average is None and read == [0, 1]
+  text = "test accuracy: 0.3077 (4 of 13 images), loss 2.0000"
+  task = make_task(small_config())
+  assert words(task, raw) == f"{text}, 1 more images skipped"
+  del raw["skipped"]
+  assert words(task, raw) == text
 
 
 def test_averages_see_the_same_batches(run):
-  ema = {"params": np.int32(1), "batch_stats": np.float32(3.0)}
+  ema = {"params": np.int32(1), "offset": np.float32(3.0)}
   (raw, average), read = run(ema)
-  assert raw == Evaluation(images=13, correct=4, loss=2.0, skipped=1)
-  assert average == Evaluation(images=13, correct=3, loss=3.0, skipped=1)
-  assert read == [0, 1]
+  assert raw == RAW and read == [0, 1]
+  assert average == RAW | {"accuracy": 3 / 13, "loss": 3.0, "correct": 3}
 
 
 def test_nothing_to_evaluate_is_an_error(run):
-  def nothing(params, batch_stats, batch):
-    return jax.tree.map(lambda x: 0 * x, step(params, batch_stats, batch))
+  def nothing(variables, batch):
+    return jax.tree.map(lambda x: 0 * x, step(variables, batch))
 
   with pytest.raises(RunError, match="no image that can be decoded"):
     run(None, nothing)
-
-
-def test_skipped_images_are_mentioned_if_there_are_any():
-  text = "test accuracy: 0.5000 (1 of 2 images), loss 0.2500"
-  assert str(Evaluation(2, 1, 0.25)) == text

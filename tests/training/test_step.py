@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from halonet.layers.halo import HaloAttention
 
-from halonet.models.layers import HaloAttention
-from halonet.models.spec import NetworkSpec
 from halonet.parallel import make_mesh
+from halonet.tasks.mixing import mix
+from halonet.tasks.registry import make_task
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
-from halonet.training.mixing import mix
 from halonet.training.state import (
   TrainState,
   abstract_batch,
@@ -30,7 +30,6 @@ class Tiny(nn.Module):
 
   dropout: float = 0.0
   dtype: Any = jnp.dtype("float32")
-  spec: NetworkSpec = NetworkSpec(num_classes=10)
 
   @nn.compact
   def __call__(self, x, train=False):
@@ -59,6 +58,10 @@ def tiny_config(*overrides):
   )
 
 
+def digits_task(config):
+  return make_task(config, {"labels": list("0123456789")})
+
+
 @functools.cache
 def make_tiny(*overrides, devices=1, **fields):
   """The training step, and what makes a state for it, of the same weights.
@@ -68,13 +71,16 @@ def make_tiny(*overrides, devices=1, **fields):
   config = tiny_config(*overrides)
   optimizer = optimizer_lib.make_optimizer(config)
   mesh = make_mesh(jax.devices()[:devices])
-  step = make_train_step(Tiny(**fields), optimizer, config, mesh)
+  task = digits_task(config)
+  step = make_train_step(Tiny(**fields), task, optimizer, config, mesh)
 
   def init():
     now = tiny_variables()
-    opt_state = optimizer.init(now["params"])
+    params = now["params"]
+    collections = {"batch_stats": now["batch_stats"]}
     ema = now if config.ema_decay > 0 else None
-    return TrainState(np.int32(0), **now, opt_state=opt_state, ema=ema)
+    opt_state = optimizer.init(params)
+    return TrainState(np.int32(0), params, collections, opt_state, ema)
 
   return step, lambda: on_host(init())
 
@@ -135,10 +141,7 @@ def close(actual, expected, **tolerances):
 @functools.partial(jax.jit, static_argnames="train")
 def tiny_logits(state, images, train=True):
   logits, _ = Tiny().apply(
-    {"params": state.params, "batch_stats": state.batch_stats},
-    images,
-    train=train,
-    mutable="batch_stats",
+    state.variables, images, train=train, mutable="batch_stats"
   )
   return logits
 
@@ -216,14 +219,14 @@ def test_gradient_norm_is_that_before_clipping():
 def test_moving_averages_follow_their_formula():
   step, init = make_tiny("ema_decay=0.3")
   state = init()
-  now = {"params": state.params, "batch_stats": state.batch_stats}
+  now = state.variables
   expected = jax.tree.map(lambda x: np.array(x, np.float64), now)
   close(state.ema, expected, rtol=0)
   for number in range(1, 7):
     state, _ = step(state, batch(64, number))
     # 2/11, 3/12, and from 4/13 on the decay of the config.
     decay = min(0.3, (1 + number) / (10 + number))
-    now = {"params": state.params, "batch_stats": state.batch_stats}
+    now = state.variables
     expected = jax.tree.map(
       lambda a, x, decay=decay: decay * a + (1 - decay) * np.asarray(x),
       expected,
@@ -252,9 +255,9 @@ def test_parts_stay_where_they_are_until_their_sum_is_reduced():
   config = tiny_config(*FULL, "accumulation_steps=4")
   optimizer = optimizer_lib.make_optimizer(config)
   mesh = make_mesh()
-  init = make_init(Tiny(), optimizer, 4, mesh, ema=False)
-  step = make_train_step(Tiny(), optimizer, config, mesh)
-  batch_shape = abstract_batch(config, mesh)
+  init, task = make_init(Tiny(), optimizer, config, mesh), digits_task(config)
+  step = make_train_step(Tiny(), task, optimizer, config, mesh)
+  batch_shape = abstract_batch(task, mesh)
   compiled = step.lower(abstract_state(init, mesh), batch_shape).compile()
   # The loop over the parts is a computation of its own, before the entry.
   inner, entry = compiled.as_text().split("\nENTRY ")
@@ -327,14 +330,15 @@ def test_eight_devices_compute_what_one_does(small_config):
     "optimizer.learning_rate=0.8",
     "steps=1000",
   )
-  model = config_lib.create_model(config, num_classes=10)
+  task = digits_task(config)
+  model = config_lib.create_model(config, task)
   optimizer = optimizer_lib.make_optimizer(config)
-  init = make_init(model, optimizer, 16, make_mesh(), ema=False)
+  init = make_init(model, optimizer, config, make_mesh())
   fresh = on_host(init(0))
   losses = []
   for devices in (1, 8):
     mesh = make_mesh(jax.devices()[:devices])
-    step = make_train_step(model, optimizer, config, mesh)
+    step = make_train_step(model, task, optimizer, config, mesh)
     state, curve = fresh, []
     for number in range(5):
       state, metrics = step(state, batch(16, seed=number, size=16))
@@ -352,20 +356,20 @@ def test_fillers_do_not_count():
   # Fillers would be right, and of infinite loss, if they were looked at.
   images["label"][11:] = 0
   images["image"][11:] = np.nan
-  step = make_eval_step(Tiny(), make_mesh())
-  sums = step(state.params, state.batch_stats, images)
+  step = make_eval_step(Tiny(), digits_task(tiny_config()), make_mesh())
+  counts, sums = step(state.variables, images)
   logits = tiny_logits(state, images["image"][:11], train=False)
   labels = images["label"][:11]
-  assert sums["images"] == 11 and sums["skipped"] == 1
+  assert counts == {"images": 11, "skipped": 1}
   assert sums["correct"] == int((logits.argmax(-1) == labels).sum())
   loss = cross_entropy(logits, labels, 0.0).sum()
   np.testing.assert_allclose(sums["loss"], loss, rtol=1e-5)
 
 
 def test_abstract_state_is_the_real_one():
-  optimizer = optimizer_lib.make_optimizer(tiny_config())
+  config = tiny_config("ema_decay=0.9")
   mesh = make_mesh(jax.devices()[:2])
-  init = make_init(Tiny(), optimizer, 4, mesh, ema=True)
+  init = make_init(Tiny(), optimizer_lib.make_optimizer(config), config, mesh)
   state, abstract = init(0), abstract_state(init, mesh)
   for real, shape in zip(
     jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True
@@ -381,7 +385,7 @@ def test_abstract_state_is_the_real_one():
 def test_abstract_batch_is_what_the_config_asks_for(overrides, expected):
   for dtype in ("float32", "bfloat16"):
     config = tiny_config(*overrides, f"data.image_dtype={dtype}")
-    shapes = abstract_batch(config, make_mesh())
+    shapes = abstract_batch(digits_task(config), make_mesh())
     expected["image"] = expected["image"].astype(dtype)
     for shape in shapes.values():
       assert shape.sharding.spec == jax.sharding.PartitionSpec("data")

@@ -74,17 +74,17 @@ def test_damaged_files_are_named(tmp_path):
   (tmp_path / "results.json").write_text("")
   with pytest.raises(UsageError, match=r"results\.json is damaged"):
     workdir.results()
-  with pytest.raises(UsageError, match=r"labels\.txt cannot be read"):
-    workdir.labels()
+  with pytest.raises(UsageError, match=r"metadata\.json cannot be read"):
+    workdir.metadata()
 
 
 def test_small_files_come_back(tmp_path):
   workdir = Workdir(str(tmp_path))
   assert workdir.results() is None
   workdir.write_results({"steps": 3})
-  workdir.write_labels(["cat", "dog"])
+  workdir.write_metadata({"labels": ["cat", "dog"]})
   assert workdir.results() == {"steps": 3}
-  assert workdir.labels() == ["cat", "dog"]
+  assert workdir.metadata() == {"labels": ["cat", "dog"]}
   assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
 
 

@@ -48,15 +48,15 @@ class Angle(Task):
   def loss(self, outputs, rows):
     error = jnp.linalg.norm(outputs - rows["direction"], axis=-1)
     bound = self.config.huber
-    losses = jnp.where(
-      error < bound, error**2 / 2, bound * (error - bound / 2)
-    )
+    losses = jnp.where(error < bound, error**2 / 2, bound * (error - bound / 2))
     metrics = {"error": (rows["weight"] * error).sum()}
     return (rows["weight"] * losses).sum(), metrics
 
   def measure(self, outputs, batch):
     """Returns an entry per image: all of them reach the host."""
-    angles = [jnp.arctan2(x[:, 0], x[:, 1]) for x in (outputs, batch["direction"])]
+    angles = [
+      jnp.arctan2(x[:, 0], x[:, 1]) for x in (outputs, batch["direction"])
+    ]
     turn = jnp.angle(jnp.exp(1j * (angles[0] - angles[1]))) / 2
     return {"degrees": jnp.abs(jnp.degrees(turn)), "weight": batch["weight"]}
 
