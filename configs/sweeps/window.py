@@ -53,9 +53,8 @@ _WINDOW = {
     seeds=(0, 1, 2),
   ),
   "sasa": dict(
-    base="configs/digits.py",
+    base="configs/digits.py:sasa",
     set={
-      "model.name": "sasa_resnet26",
       "steps": 150,
       "eval_every": 150,
       "checkpoint_every": 50,

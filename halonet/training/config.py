@@ -271,6 +271,21 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict:
   return flat
 
 
+def _unknown_field(field, texts, source, fields):
+  if (
+    field in texts
+    or not field.startswith("model.")
+    or "model.name" not in texts
+  ):
+    where = f"--config.{field}" if field in texts else source
+    return f"{where}: {unknown('field', field, fields, 'config.')}"
+  return (
+    f"{source} sets config.{field}, which the model {texts['model.name']} does"
+    " not have; take a config for that model (--config=FILE:ARG may have one,"
+    " as configs/digits.py:sasa), or a copy of the file without the field"
+  )
+
+
 def _parsed(texts, fields):
   return {
     field: fields_lib.parse(text, getattr(fields.get(field), "kind", None))
