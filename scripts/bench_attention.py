@@ -119,11 +119,13 @@ def implementations(wanted: list[str] | None, per_pixel: bool) -> list[str]:
   """Those that were asked for, or all that run here."""
   import jax
 
-  from halonet.ops.choice import IMPLEMENTATIONS
+  from halonet.ops.dispatch import IMPLEMENTATIONS
 
-  known = [name for name in IMPLEMENTATIONS if name != "auto"]
+  known = [name for name in STYLES if name in IMPLEMENTATIONS]
   if per_pixel:
-    known = ["gathered", "direct", *known]
+    known = ["gathered", *known]
+  else:
+    known.remove("direct")
   for name in wanted or ():
     if name not in known:
       message = unknown("implementation", name, known)
@@ -254,8 +256,8 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
   import jax.numpy as jnp
   import numpy as np
 
-  from halonet.ops import relative
-  from halonet.ops.choice import Unserved
+  from halonet.ops.dispatch import Unserved
+  from halonet.ops.positions import num_offsets
 
   batch, height, width, channels = shape
   heads = layer.heads
@@ -264,7 +266,7 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
   if is_per_pixel(layer):
     offsets, half = layer.window_size, dim // 2
   else:
-    offsets = relative.num_offsets(layer.block_size, layer.halo_size)
+    offsets = num_offsets(layer.block_size, layer.halo_size)
     half = dim if layer.timm else dim // 2
   generator = np.random.default_rng(0)
   arrays = [

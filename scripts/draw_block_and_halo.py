@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from halonet.ops import blocks
+from halonet.ops.neighbourhood import Neighbourhood
 
 MAP_SIZE, BLOCK_SIZE, HALO_SIZE = 24, 8, 3
 COLORS = {
@@ -50,14 +50,16 @@ def main() -> None:
 def draw(panel, row: int, col: int, title: str) -> None:
   """Draws the map, cut into blocks, and the neighbourhood of one block."""
   block, halo, border = COLORS.values()
-  window = BLOCK_SIZE + 2 * HALO_SIZE
-  # The very mask that the attention uses.
-  valid = blocks.valid_keys(MAP_SIZE, BLOCK_SIZE, HALO_SIZE)
-  for i, j in np.ndindex(window, window):
+  layer = Neighbourhood(
+    height=MAP_SIZE, width=MAP_SIZE, block_size=BLOCK_SIZE, halo_size=HALO_SIZE
+  )
+  # The same mask that the attention uses.
+  hidden = layer.hides(0, pixel=layer.key_pixels(0))
+  for i, j in np.ndindex(layer.window, layer.window):
     y = row * BLOCK_SIZE - HALO_SIZE + i
     x = col * BLOCK_SIZE - HALO_SIZE + j
     inner = range(HALO_SIZE, HALO_SIZE + BLOCK_SIZE)
-    if not (valid[row, i] and valid[col, j]):
+    if hidden[row, i] or hidden[col, j]:
       color = border
     elif i in inner and j in inner:
       color = block

@@ -103,10 +103,16 @@ def value_and_gradients(attention, inputs, output_gradient, jit=jax.jit):
   return run(*inputs)
 
 
+# Programs that are long and run once: few seconds to compile.
+compiled = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
 def check(case, implementation, attention=None, jit=jax.jit):
   """Output and gradients against a float64 loop over pixels.
 
-  Of `blocked_local_attention` by an implementation, or of another function.
+  They are those of `blocked_local_attention`, or of another function.
   """
   inputs, output_gradient, options = arrays(case)
   attention = attention or functools.partial(
@@ -141,45 +147,15 @@ def test_matches_the_per_pixel_loop(case):
   check(case, "xla")
 
 
-@given(cases())
-@example(case((3, 9, 7, 1, 4), 4, 1))  # images one by one
-@example(case((4, 9, 7, 1, 4), 4, 1, stride=2))  # two by two
-@example(
-  case((2, 9, 7, 2, 4), 4, 1, stride=2, mask_window=True, relative_dims=(4, 4))
-)
-@settings(max_examples=5)
-def test_chunks_of_images_match_the_per_pixel_loop(case):
-  check(case, "xla_chunked")
-
-
-@pytest.mark.parametrize("implementation", ["xla", "xla_chunked"])
-@pytest.mark.parametrize("stride", [1, 2, 4])
-def test_queries_may_be_counted_apart_from_their_pixels(stride, implementation):
-  inputs, output_gradient, options = arrays(
-    case((1, 9, 7, 2, 4), 4, 2, stride=stride)
-  )
-  options["relative_stride"] = 1
-  attention = functools.partial(
-    blocked_local_attention, **options, implementation=implementation
-  )
-  output, gradients = value_and_gradients(attention, inputs, output_gradient)
-  expected = [
-    reference.blocked_local_attention(*inputs, **options),
-    *reference.blocked_local_attention(
-      *inputs, **options, output_gradient=output_gradient
-    ),
-  ]
-  for actual, wanted in zip((output, *gradients), expected, strict=True):
-    assert relative_error(actual, wanted) <= 1e-5
-  with pytest.raises(ValueError, match="relative_stride is 1; it is for"):
-    blocked_local_attention(*inputs, **options | {"stride": 3})
-
-
 @pytest.mark.parametrize("relative_stride", [-1, 0, 3])
 def test_impossible_relative_strides_are_named(relative_stride):
   inputs, _, options = arrays(case((1, 4, 4, 1, 4), 4, 1, stride=2))
   with pytest.raises(ValueError, match=f"relative_stride is {relative_stride}"):
     blocked_local_attention(*inputs, **options, relative_stride=relative_stride)
+  with pytest.raises(ValueError, match="relative_stride is 1; it is for"):
+    blocked_local_attention(
+      *inputs, **options | {"stride": 3}, relative_stride=1
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -247,28 +223,19 @@ def test_shifts_by_whole_blocks_shift_the_output(rows, cols, seed):
   assert jnp.abs(by_pixels - still).max() > 1e-2
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_global_attention_is_one_block(full):
+@pytest.mark.parametrize(
+  "height, dim", [(6, 2), (6, 4), (3, 4)], ids=["half", "full", "not square"]
+)
+def test_global_attention_is_one_block(height, dim):
   rng = np.random.default_rng(0)
-  maps = [jnp.asarray(rng.normal(size=(2, 5, 5, 3, 4)), "float32")] * 3
-  dim = 4 if full else 2
-  tables = [jnp.asarray(rng.normal(size=(9, dim)), "float32") for _ in "hw"]
-  expected = reference.blocked_local_attention(
-    *maps, *tables, block_size=5, halo_size=0
-  )
-  output = global_attention(*maps, *tables)
-  assert relative_error(output, expected) <= 1e-5
-
-
-def test_global_attention_of_maps_that_are_not_square():
-  rng = np.random.default_rng(0)
-  maps = [jnp.asarray(rng.normal(size=(2, 3, 6, 2, 4)), "float32")] * 3
-  tables = [jnp.asarray(rng.normal(size=(11, 4)), "float32") for _ in "hw"]
+  maps = [jnp.asarray(rng.normal(size=(2, height, 6, 2, 4)), "float32")] * 3
+  tables = [jnp.asarray(rng.normal(size=(11, dim)), "float32") for _ in "hw"]
   expected = reference.blocked_local_attention(
     *maps, *tables, block_size=6, halo_size=0
   )
-  # Of the square's offsets, only −2 … 2 occur between three rows.
-  output = global_attention(*maps, tables[0][3:8], tables[1])
+  # Between three rows, only the offsets −2 … 2 of the square occur.
+  rows = tables[0][6 - height : 5 + height]
+  output = global_attention(*maps, rows, tables[1])
   assert relative_error(output, expected) <= 1e-5
 
 
@@ -292,23 +259,6 @@ def test_reference_gradients_are_those_of_its_output():
 
     numeric = (along(1e-5) - along(-1e-5)) / 2e-5
     np.testing.assert_allclose(numeric, (gradient * direction).sum(), rtol=1e-7)
-
-
-@pytest.mark.parametrize("mask_padding", [True, False])
-def test_bfloat16_is_within_its_precision(mask_padding):
-  inputs, _, options = arrays(
-    case((2, 13, 10, 2, 16), 4, 2, stride=2, mask_padding=mask_padding)
-  )
-  inputs[0] = inputs[0] * 16**-0.5
-  rounded = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
-  output = blocked_local_attention(*rounded, **options)
-  assert output.dtype == jnp.bfloat16
-  expected = reference.blocked_local_attention(
-    *(np.asarray(x, np.float64) for x in rounded), **options
-  )
-  # Inputs are exact. Relative logits, weights and output are each rounded to 8
-  # bits (2⁻⁹ each), and a logit of size 4 turns its rounding into 4 · 2⁻⁹.
-  assert relative_error(output, expected) <= 8 * 2**-9
 
 
 def test_weights_reproduce_the_output():
@@ -338,17 +288,6 @@ def test_masked_keys_have_exactly_no_weight():
   valid = np.broadcast_to(valid[None, :, :, None, None, None], weights.shape)
   assert (np.asarray(weights)[~valid] == 0).all()
   assert (np.asarray(weights)[valid] > 0).all()
-
-
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_mask_is_finite_in_every_dtype(dtype):
-  inputs, _, options = arrays(case((1, 5, 3, 1, 4), 4, 2))
-  inputs = [jnp.asarray(x, dtype) for x in inputs]
-  gradients = jax.grad(
-    lambda *x: blocked_local_attention(*x, **options).astype("float32").sum(),
-    argnums=range(5),
-  )(*inputs)
-  assert all(jnp.isfinite(g).all() for g in gradients)
 
 
 @pytest.mark.parametrize(

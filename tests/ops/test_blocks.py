@@ -53,21 +53,3 @@ def test_pad_split_merge(height, width, block_size):
   np.testing.assert_array_equal(merged, padded)
   np.testing.assert_array_equal(merged[:, :height, :width], x)
   assert not merged[:, height:].any() and not merged[:, :, width:].any()
-
-
-@FEW
-@given(
-  length=st.integers(1, 20),
-  block_size=st.integers(1, 6),
-  halo_size=st.integers(0, 8),
-)
-def test_valid_keys_are_the_pixels_of_the_map(length, block_size, halo_size):
-  ones = np.ones((1, length, 1, 1), np.float32)
-  padded = np.pad(
-    ones, [(0, 0), (0, -length % block_size), (0, block_size - 1), (0, 0)]
-  )
-  windows = blocks.extract_halos(jnp.asarray(padded), block_size, halo_size)
-  np.testing.assert_array_equal(
-    blocks.valid_keys(length, block_size, halo_size),
-    np.asarray(windows)[0, :, 0, :, halo_size, 0] == 1,
-  )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from halonet.ops import checks
+from halonet.ops import arguments
 from halonet.ops.attention import blocked_local_attention, per_pixel_attention
 from tests.ops import reference
 from tests.ops.test_attention import relative_error, value_and_gradients
@@ -249,7 +249,7 @@ def test_direct_needs_a_quarter_of_what_all_windows_do(
     (dict(window_size=0), "window_size is 0; it must be a whole number of"),
     (dict(window_size=5), "window_size 5 asks for 5 rows"),
     (dict(relative_width=None), "must both be given, or neither"),
-    (dict(implementation="blocked"), "one of direct, auto, xla"),
+    (dict(implementation="blocked"), "one of auto, pallas_tpu, xla_packed"),
   ],
 )
 def test_impossible_arguments_are_named(changes, words):
@@ -264,6 +264,6 @@ def test_maps_that_do_not_fit_are_named():
   with pytest.raises(
     ValueError, match=r"^query \(.*4\) and value \(.*4\) must"
   ):
-    checks.check_arrays(query, None, narrow)
+    arguments.check_arrays(query, None, narrow)
   with pytest.raises(ValueError, match="query is empty"):
-    checks.check_arrays(query[:, :0], None, query[:, :0])
+    arguments.check_arrays(query[:, :0], None, query[:, :0])

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from halonet.chips import GENERATIONS
 from halonet.cost import tpu
 
 PROGRAM = """
@@ -55,14 +56,14 @@ print("CALLS", text.count('custom_call_target="tpu_custom_call"'))
 def test_kernels_compile_for_tpus(generation, fields):
   if not tpu.available():
     pytest.skip(f"needs {tpu.required_package()}")
-  name, _, options = tpu._GENERATIONS[generation]
+  slices = GENERATIONS[generation].slices
   result = subprocess.run(
     [
       sys.executable,
       "-c",
       PROGRAM,
-      json.dumps(name),
-      json.dumps(options),
+      json.dumps(slices.example),
+      json.dumps(dict(slices.options)),
       json.dumps(dict(heads=4) | fields),
     ],
     env=tpu.environment(),
