@@ -15,7 +15,7 @@ that these select, for example tests/ops or -m slow.
 END
     exit
     ;;
-  '') set -- @tests/smoke.txt ;;
+  '') set -- --hypothesis-profile=ci @tests/smoke.txt ;;
   --all) shift ;;
 esac
 

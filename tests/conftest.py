@@ -1,4 +1,4 @@
-"""What all tests share: eight devices, checked shapes, seeds, real data."""
+"""What tests share: eight devices, checked shapes, seeds and real data."""
 
 import json
 import os
@@ -51,8 +51,10 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # Before xdist reads the marks.
 def pytest_collection_modifyitems(items):
-  """Puts the tests with whole runs first, and them on one worker: they share
-  runs, and would be the last to end."""
+  """Puts the tests that need whole runs first and on one worker.
+
+  They share the runs, and would otherwise be the last to end.
+  """
   for item in items:
     if {"trained", "eight"} & set(item.fixturenames):
       item.add_marker(pytest.mark.xdist_group("runs"))
@@ -61,7 +63,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def unchecked_shapes():
-  """Lets a wrong shape through to the message that a user would get."""
+  """Lets wrong shapes through, to test the message that a user gets."""
   jaxtyping.config.update("jaxtyping_disable", True)
   yield
   jaxtyping.config.update("jaxtyping_disable", False)
@@ -69,7 +71,7 @@ def unchecked_shapes():
 
 @pytest.fixture
 def processes(monkeypatch):
-  """Makes this process one of several."""
+  """Returns a function that makes this process appear as one of several."""
 
   def become(index, count):
     monkeypatch.setattr(jax, "process_index", lambda: index)
@@ -80,7 +82,7 @@ def processes(monkeypatch):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-  """The embedded digits as TFDS records on disk, prepared once."""
+  """Prepares the embedded digits as TFDS records once; returns the folder."""
   from halonet.data import sources
 
   path = str(tmp_path_factory.mktemp("tfds"))
@@ -90,10 +92,10 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-  """A folder of class folders of JPEG files: pieces of two photographs.
+  """Writes pieces of two photographs as JPEG files in a folder per class.
 
-  37 to train on and 11 to test on, of many sizes; among them a grey one, a
-  CMYK one, and a PNG that is called JPEG.
+  There are 37 to train on and 11 to test on, of many sizes. One is grey, one
+  is CMYK and one is a PNG named .JPEG.
   """
   import numpy as np
   import sklearn.datasets
@@ -128,7 +130,7 @@ _QUALITY = {"JPEG": {"quality": 90}, "PNG": {}}
 
 @pytest.fixture
 def small_config(data_dir):
-  """A complete config of a tiny model on the digits; takes overrides."""
+  """Returns a function from overrides to the config of a tiny digits model."""
   from halonet.training.config import load_config
 
   def make(*overrides):
@@ -140,7 +142,7 @@ def small_config(data_dir):
 
 
 def small_overrides(data_dir):
-  """Overrides that make configs/digits.py a matter of seconds."""
+  """Returns overrides that shorten configs/digits.py to seconds."""
   return [
     f"data.data_dir={data_dir}",
     "data.image_size=16",
@@ -159,12 +161,12 @@ def small_overrides(data_dir):
   ]
 
 
-# Runs of one config compile once: what a test starts again, it finds compiled.
+# Runs of the same config compile only once.
 _CACHE = tempfile.TemporaryDirectory(prefix="compiled")
 
 
 def run_command(*arguments, devices=1):
-  """Starts training in a process of its own, with a line at a time to read."""
+  """Starts training in another process, whose output is read by line."""
   environment = os.environ | {
     "JAX_NUM_CPU_DEVICES": str(devices),
     "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
@@ -181,9 +183,9 @@ def run_command(*arguments, devices=1):
 
 
 def run_processes(*arguments, extra=((), ())):
-  """Starts two processes of four devices each that train together.
+  """Starts two processes that train together, with four devices each.
 
-  Each may get arguments of its own.
+  `extra` holds the arguments that only the first and only the second get.
   """
   with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
@@ -226,7 +228,7 @@ def finish(process):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, data_dir):
-  """A run of 24 steps (over two epochs), and what it printed."""
+  """Trains for 24 steps, over two epochs; returns workdir and output."""
   workdir = tmp_path_factory.mktemp("runs") / "trained"
   code, output = finish(run_command(*arguments(data_dir, workdir)))
   assert code == 0, output
@@ -235,7 +237,7 @@ def trained(tmp_path_factory, data_dir):
 
 @pytest.fixture(scope="session")
 def eight(tmp_path_factory, data_dir):
-  """The same run on eight devices."""
+  """Trains as `trained` does, on eight devices."""
   workdir = tmp_path_factory.mktemp("runs") / "eight"
   words = arguments(data_dir, workdir)
   code, output = finish(run_command(*words, devices=8))
@@ -245,10 +247,10 @@ def eight(tmp_path_factory, data_dir):
 
 @pytest.fixture
 def run_main(monkeypatch, capfd):
-  """Runs a command here; gives its exit code, output and complaints."""
+  """Runs a command in this process; returns exit code, stdout and stderr."""
   from halonet import command, distributed
 
-  # Here JAX runs already, and there is no other process to be found.
+  # JAX already runs in this process, and there is no other to connect to.
   monkeypatch.setattr(distributed, "initialize", lambda arguments: None)
 
   def run(main, *words):

@@ -24,8 +24,8 @@ FLOORS = (
   "tasks",
   "training",
   "tpu",
-  "sweep",
   "train evaluate predict",
+  "sweep",  # It runs the command train in a child process.
   "__init__",
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
