@@ -1,23 +1,23 @@
-"""How much a training computes, and how much its devices could."""
+"""Counts what training computes, and what its devices could."""
 
 import jax
+from flax import linen as nn
 
 from halonet.chips import find_chip
 from halonet.cost import model as model_cost
-from halonet.models.network import Network
 
 
 def peak_flops(device: jax.Device) -> float | None:
-  """Peak FLOP/s of a device in bfloat16, or None if it is not known here."""
+  """Returns a device's peak FLOP/s in bfloat16, or None if unknown."""
   chip = find_chip(device)
   return chip.peak_flops if chip else None
 
 
-def training_flops(model: Network, image_size: int) -> int:
-  """FLOPs of a training step per image, by the usual count: 3 forward passes.
+def training_flops(model: nn.Module, image_size: int) -> int | None:
+  """Returns FLOPs of a training step per image: 3 forward passes, as usual.
 
-  A multiplication and an addition count as two. What is computed again to save
-  memory does not count, nor what a form of the attention computes beyond the
-  formula: it is no work of the model.
+  A multiplication and an addition count as two. Work that is repeated to save
+  memory does not count. None if the FLOPs are unknown.
   """
-  return 3 * model_cost.count(model.spec, image_size).flops
+  forward = model_cost.forward_flops(model, image_size)
+  return None if forward is None else 3 * forward
