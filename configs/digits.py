@@ -15,7 +15,6 @@ trains a narrow SASA: windows of 3×3 pixels, where queries of the HaloNet see
 
 import ml_collections
 
-
 VARIANTS = ("", "sasa")
 # Both have two stages, on maps of 8×8 and 4×4: the images are small.
 _MODELS = {

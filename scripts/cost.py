@@ -184,7 +184,8 @@ def of_model(arguments: argparse.Namespace, rest: list[str]) -> dict:
   from halonet.cost import model as model_cost
   from halonet.cost import text
 
-  name, spec, size = _model(arguments, rest)
+  name, model, size = _model(arguments, rest)
+  spec = model.spec
   if arguments.image_size is not None:
     size = arguments.image_size
   if size < 1:
@@ -194,7 +195,7 @@ def of_model(arguments: argparse.Namespace, rest: list[str]) -> dict:
     " classes",
     flush=True,
   )
-  counts = model_cost.count(spec, size)
+  counts = model_cost.count(model, size)
   print(f"\n{text.describe_model(counts)}")
   if arguments.config:
     words = " ".join([f"--config={arguments.config}", *rest])
@@ -229,7 +230,7 @@ def _model(arguments, rest):
       classes = sources.count_classes(config.data)
     model = config_lib.create_model(config, classes)
     size = config.data.image_size
-    return config.model.name, model.spec, size
+    return config.model.name, model, size
 
   from halonet.models import registry
 
@@ -241,7 +242,7 @@ def _model(arguments, rest):
     size = registry.get_entry(arguments.model).image_size
   except ValueError as error:
     raise UsageError(f"--model: {error}") from None
-  return arguments.model, model.spec, size
+  return arguments.model, model, size
 
 
 def _setting(arguments):

@@ -101,7 +101,7 @@ def main() -> None:
 def row(name: str) -> str:
   model = halonet.create_model(name)
   size = get_entry(name).image_size
-  cost = model_cost.count(model.spec, size)
+  cost = model_cost.count(model, size).total
   source, millions, accuracy = PUBLISHED[name]
   return (
     f"| `{name}` | {size} | {cost.parameters:,} | {millions} |"

@@ -241,14 +241,14 @@ def _counted(function, shapes, dim):
       flops["products"] += products
       flops["relative"] += operation.flops - products
       # A neighbourhood has as many keys as there are queries, or more.
-      keys = max(each.elements for each in operation.operands)
+      keys = max(each.size for each in operation.operands)
       found["memory_keys"] = keys * dim // operation.contracted
       found["memory_places"] = keys - found["memory_keys"]
-      found["logits"] = operation.result.elements
+      found["logits"] = operation.result.size
     elif part == "values":
       flops["products"] += operation.flops
-      weights = operation.result.elements // dim * operation.contracted
-      left, right = (each.elements for each in operation.operands)
+      weights = operation.result.size // dim * operation.contracted
+      left, right = (each.size for each in operation.operands)
       found["memory_values"] = right if left == weights else left
     else:
       flops[part] += operation.flops

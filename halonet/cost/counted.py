@@ -1,198 +1,186 @@
-"""What a program computes, counted operation by operation.
+"""Counts the operations of a program, one by one.
 
-JAX traces a function to a program (a jaxpr) without computing anything. Every
-operation in it bears the name of the module and the part that it belongs to,
-so that costs can be summed by layer; XLA's own analysis gives one sum for all.
-The count is XLA's (`jax.stages.Lowered.cost_analysis`): a multiplication and an
-addition are two operations, so are a comparison and a selection; taps of a
-convolution that lie on its padding are none; exponentials and their like are
-counted apart, as transcendentals. XLA keeps its sum in a float32, so it is
-rounded from 2²⁴ on; ours is exact. What is written twice or in vain counts,
-also where JAX drops it on its way to XLA: in the models' programs, a few
-numbers of a table that is resized, and zeros for a padding of nothing.
+JAX traces a function to a program (a jaxpr) without computing anything. Each
+operation carries the names of the modules and parts it belongs to, so costs can
+be summed by layer, whereas XLA's own analysis gives one sum for everything.
+The count of an operation is XLA's (`jax.stages.Lowered.cost_analysis`): a
+multiplication and an addition are two operations, as are a comparison and a
+selection; taps of a convolution that lie on its padding count nothing;
+exponentials and the like are counted apart, as transcendentals.
+
+XLA analyses a single operation in milliseconds, so similar ones share an
+analysis. It keeps counts in float32: convolutions are rounded from 2²⁴ on, all
+else is exact. Work that is duplicated or unused counts, too, even where JAX
+drops it before XLA sees it: in the registered models, that is a few numbers of
+a resized table, and zeros for an empty padding.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
-import numpy as np
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-  """An operand or a result: what memory it takes."""
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-
-  @property
-  def elements(self) -> int:
-    return math.prod(self.shape)
-
-  @property
-  def bytes(self) -> int:
-    return self.elements * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """One operation of a program.
+  """An operation of a program.
 
   Attributes:
     scopes: names of the modules and parts around it, outermost first.
-    primitive: what it does, in JAX's words.
+    primitive: JAX's name for what it does.
     flops: additions, multiplications and the like.
     transcendentals: exponentials, logarithms, roots and the like.
-    contracted: terms of each sum of a matrix product; 0 for all else.
-    operands: what it reads.
-    result: what it makes.
+    known: whether XLA could analyse it; if not, both counts are 0.
+    contracted: terms of each sum of a matrix product; 0 for everything else.
+    operands: its inputs, with `shape`, `dtype` and `size`.
+    result: its first output.
   """
 
   scopes: tuple[str, ...]
   primitive: str
   flops: int
   transcendentals: int
+  known: bool
   contracted: int
-  operands: tuple[Array, ...]
-  result: Array
+  operands: tuple[Any, ...]
+  result: Any
 
 
-def operations(function: Callable, *arguments) -> list[Operation]:
-  """Traces a function and lists its operations, in the program's order.
+def num_bytes(array: Any) -> int:
+  """Returns the bytes of an operand or a result."""
+  return array.size * array.dtype.itemsize
+
+
+def operations(function: Callable, *arguments: Any) -> list[Operation]:
+  """Traces a function and lists its operations in program order.
 
   Args:
-    function: takes and gives arrays, or trees of them.
+    function: maps arrays, or trees of them, to such.
     *arguments: arrays, or `jax.ShapeDtypeStruct`s in their place.
-
-  Raises:
-    ValueError: at an operation whose cost is not known here, or not fixed,
-      such as a loop that ends on a condition.
   """
   program = jax.make_jaxpr(function)(*arguments)
   return list(_walk(program.jaxpr, (), 1))
 
 
-def flops(function: Callable, *arguments) -> int:
-  """The sum over `operations`."""
-  return sum(each.flops for each in operations(function, *arguments))
-
-
-# Parameters of operations under which they hold a program that runs once.
-_CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-
-
 def _walk(jaxpr, scopes, times) -> Iterator[Operation]:
   for equation in jaxpr.eqns:
-    name = equation.primitive.name
-    parameters = equation.params
-    inner = (*scopes, *_scopes(equation))
-    if name in ("while", "cond", "pallas_call"):
-      raise ValueError(
-        f"the cost of {name!r}, in {'/'.join(inner) or 'the program'}, is not"
-        " fixed by its shapes"
+    name, parameters = equation.primitive.name, equation.params
+    stack = str(equation.source_info.name_stack).split("/")
+    inner = (*scopes, *filter(None, stack))
+    body = _body(name, parameters)
+    if body is not None:
+      turns = parameters["length"] if name == "scan" else 1
+      yield from _walk(body, inner, times * turns)
+    elif equation.outvars:
+      flops, transcendentals, known, contracted = _count(equation)
+      yield Operation(
+        inner,
+        name,
+        times * flops,
+        times * transcendentals,
+        known,
+        contracted,
+        tuple(each.aval for each in equation.invars),
+        equation.outvars[0].aval,
       )
-    held = [parameters[key] for key in _CALLS if key in parameters]
-    if held:
-      body = getattr(held[0], "jaxpr", held[0])
-      repeats = parameters["length"] if name == "scan" else 1
-      yield from _walk(body, inner, times * repeats)
-    else:
-      yield _count(equation, inner, times)
 
 
-def _scopes(equation):
-  stack = str(equation.source_info.name_stack)
-  return tuple(part for part in stack.split("/") if part)
+def _body(name, parameters):
+  """Returns the program that an operation runs a known number of times."""
+  # A reduction's program combines two numbers, a kernel's runs on a grid.
+  if not name.startswith("reduce") and name != "pallas_call":
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+      if key in parameters:
+        return getattr(parameters[key], "jaxpr", parameters[key])
+  return None
 
 
-def _count(equation, scopes, times):
-  name = equation.primitive.name
-  operands = tuple(
-    Array(each.aval.shape, np.dtype(each.aval.dtype))
-    for each in equation.invars
-    if not jax.dtypes.issubdtype(each.aval.dtype, jax.dtypes.extended)
-  )
-  result = equation.outvars[0].aval
-  result = Array(result.shape, np.dtype(result.dtype))
-  flops = transcendentals = contracted = 0
-  if name == "dot_general":
-    (axes, _), _ = equation.params["dimension_numbers"]
-    contracted = math.prod(operands[0].shape[axis] for axis in axes)
-    flops = 2 * result.elements * contracted
-  elif name == "conv_general_dilated":
-    flops = _convolution(equation.params, *operands, result)
-  elif name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"):
-    flops = operands[0].elements - result.elements
-  elif name in ("reduce_window_sum", "reduce_window_max"):
-    window = math.prod(equation.params["window_dimensions"])
-    flops = result.elements * (window - 1)
-  elif name == "integer_pow":
-    power = abs(equation.params["y"])
-    products = max(power.bit_length() - 1, 0) + max(power.bit_count() - 1, 0)
-    flops = result.elements * (products + (equation.params["y"] < 0))
-  elif name == "logistic":  # Written out as 1 / (1 + exp(−x)).
-    flops, transcendentals = 3 * result.elements, result.elements
-  elif name in _ARITHMETIC:
-    flops = result.elements
-  elif name in _TRANSCENDENTAL:
-    transcendentals = result.elements
-  elif name not in _FREE:
-    raise ValueError(
-      f"{name!r}, in {'/'.join(scopes) or 'the program'}, is an operation"
-      " whose cost is not known here"
-    )
-  return Operation(
-    scopes,
-    name,
-    times * flops,
-    times * transcendentals,
-    contracted,
-    operands,
-    result,
-  )
-
-
-def _convolution(parameters, image, kernel, result):
-  """Twice the taps that meet a pixel, as XLA counts."""
-  numbers = parameters["dimension_numbers"]
-  taps = 1
-  for axis, (before, after) in enumerate(parameters["padding"]):
-    length = image.shape[numbers.lhs_spec[2 + axis]]
-    size = kernel.shape[numbers.rhs_spec[2 + axis]]
-    base = parameters["lhs_dilation"][axis]
-    spread = parameters["rhs_dilation"][axis]
-    stride = parameters["window_strides"][axis]
-    # Where each tap of each window lies, in the dilated image.
-    dilated = (length - 1) * base + 1
-    windows = dilated + before + after - ((size - 1) * spread + 1)
-    starts = np.arange(windows // stride + 1) * stride - before
-    places = starts[:, None] + np.arange(size) * spread
-    meets = (places >= 0) & (places < dilated) & (places % base == 0)
-    taps *= int(meets.sum())
-  batch = result.shape[numbers.out_spec[0]]
-  features = result.shape[numbers.out_spec[1]]
-  inputs = kernel.shape[numbers.rhs_spec[1]]  # Of a group, where there are.
-  return 2 * batch * features * inputs * taps
-
-
+# Operations that only move numbers, for which XLA counts nothing. They are
+# half of a model's, and listed here to save the time of asking.
 # fmt: off
-_ARITHMETIC = frozenset((
-  "abs", "add", "add_any", "and", "ceil", "clamp", "convert_element_type",
-  "div", "eq", "floor", "ge", "gt", "le", "lt", "max", "min", "mul", "ne",
-  "neg", "not", "or", "rem", "round", "select_n", "sign", "square", "sub",
-  "xor",
-))
-_TRANSCENDENTAL = frozenset((
-  "cbrt", "cos", "erf", "exp", "exp2", "expm1", "log", "log1p", "pow",
-  "rsqrt", "sin", "sqrt", "tan", "tanh",
-))
-# They move or make numbers, and compute none.
-_FREE = frozenset((
-  "broadcast_in_dim", "concatenate", "copy", "copy_p", "dynamic_slice",
-  "dynamic_update_slice", "expand_dims", "gather", "iota", "name",
-  "optimization_barrier", "pad", "reshape", "rev", "slice", "split",
-  "squeeze", "stack", "stop_gradient", "transpose",
+_MOVES = frozenset((
+  "broadcast_in_dim", "concatenate", "dynamic_slice", "pad", "reshape", "slice",
+  "split", "squeeze", "stack", "transpose", "unstack",
 ))
 # fmt: on
+
+
+def _count(equation):
+  """Returns FLOPs, transcendentals, whether known, and contracted terms."""
+  name = equation.primitive.name
+  result = equation.outvars[0].aval
+  shapes = tuple(each.aval.shape for each in equation.invars)
+  if name in _MOVES:
+    return 0, 0, True, 0
+  if name == "dot_general":
+    (axes, _), _ = equation.params["dimension_numbers"]
+    contracted = math.prod(shapes[0][axis] for axis in axes)
+    return 2 * result.size * contracted, 0, True, contracted
+  # Elementwise operations cost the same for every element. Others of such
+  # shapes have a parameter that names an axis, which a scalar has not.
+  if shapes and all(_broadcasts(shape, result.shape) for shape in shapes):
+    counts = _Analysis(equation, scalar=True).counts
+    if counts is not None:
+      return *(int(count) * result.size for count in counts), True, 0
+  counts = _Analysis(equation).counts
+  if counts is None:
+    return 0, 0, False, 0
+  return *(_exact(count, result.size) for count in counts), True, 0
+
+
+def _broadcasts(shape, to):
+  return not shape or (
+    len(shape) == len(to)
+    and all(length in (1, full) for length, full in zip(shape, to, strict=True))
+  )
+
+
+def _exact(count, elements):
+  """Undoes the rounding to float32 of a multiple of the result's elements."""
+  multiple = round(count / max(elements, 1)) * elements
+  return multiple if abs(multiple - count) <= count * 2**-23 else int(count)
+
+
+class _Analysis:
+  """XLA's analysis of one operation, shared with all that equal it."""
+
+  def __init__(self, equation, scalar=False):
+    self._bind = functools.partial(equation.primitive.bind, **equation.params)
+    self._arguments = [
+      jax.ShapeDtypeStruct(() if scalar else each.aval.shape, each.aval.dtype)
+      for each in equation.invars
+    ]
+    self._key = f"{equation.primitive} {equation.params} {self._arguments}"
+
+  def __eq__(self, other):
+    return self._key == other._key
+
+  def __hash__(self):
+    return hash(self._key)
+
+  @property
+  def counts(self) -> tuple[float, float] | None:
+    """FLOPs and transcendentals, or None if XLA cannot tell."""
+    return _analyse(self)
+
+  def run(self) -> tuple[float, float] | None:
+    try:
+      # Wherever the model will run, its operations are counted as on a CPU.
+      with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        lowered = jax.jit(self._bind).lower(*self._arguments)
+      analysis = lowered.cost_analysis()
+    except Exception:  # Whatever the reason, the cost is unknown.
+      return None
+    # XLA counts one turn of a loop, and nothing for a call of other code.
+    text = lowered.as_text()
+    if analysis is None or "stablehlo.while" in text or "custom_call" in text:
+      return None
+    return analysis.get("flops", 0), analysis.get("transcendentals", 0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _analyse(analysis):
+  return analysis.run()

@@ -1,33 +1,27 @@
-"""What a model costs, layer by layer, from its description alone.
+"""Counts what a model costs, layer by layer.
 
 The forward pass of one image is traced from shapes: no array is made, and no
-device is needed. Every operation, parameter and activation is put down to one
-stage of the network and one kind of layer, so that the parts sum to the whole.
+device is needed. Every operation, parameter and activation belongs to one stage
+of the network and one kind of layer, so the parts sum to the whole.
+
+Any Flax model will do. What a layer is follows from the class and the name of
+its module, and from the scopes that attentions give to their parts (`logits`,
+`softmax`, `values`, `relative`, `neighbourhoods`). A class that is best summed
+up as a whole may say so by an attribute, `cost_kind = "channel attention"`.
 """
 
 import collections
 import dataclasses
-import fractions
 import functools
-import itertools
 import math
+import operator
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from halonet.cost import counted
-from halonet.models.layers import GlobalAttention, HaloAttention, Projection
-from halonet.models.network import Network
-from halonet.models.normalization import BatchNorm
-from halonet.models.per_pixel import (
-  AttentionStem,
-  MixedValues,
-  PerPixelAttention,
-)
-from halonet.models.spec import NetworkSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +29,19 @@ class Cost:
   """What something costs; costs add.
 
   Attributes:
-    parameters: trained numbers; the running statistics of batch norms are not.
+    parameters: trained numbers, without the running statistics of norms.
     flops: operations of one image's forward pass; a multiplication and an
       addition are two. `halonet.cost.counted` says what counts.
     transcendentals: exponentials and the like, which are not among `flops`.
-    activations: numbers that the layers put out for one image: convolutions,
-      1×1 ones among them, attentions and their projections, norms, the
-      classifier. Activation functions and sums, which a compiler fuses into
-      them, put out nothing more.
+    activations: outputs of layers for one image: convolutions, attentions and
+      their projections, norms, the classifier. A compiler fuses activation
+      functions and sums into them.
     activation_bytes: the same in bytes.
-    attention_bytes: attention memory, what an attention holds of one image
+    attention_bytes: attention memory, which an attention holds for one image
       between its steps: the gathered neighbourhoods of keys (with the one-hot
       vectors of their places) and of values, and the logits; per pixel, the
-      maps with their border and the weights of a row of the windows. A fused
-      kernel holds less.
+      padded maps and the weights of a row of the windows. A fused kernel holds
+      less.
   """
 
   parameters: int = 0
@@ -59,12 +52,7 @@ class Cost:
   attention_bytes: int = 0
 
   def __add__(self, other: "Cost") -> "Cost":
-    return Cost(
-      **{
-        field.name: getattr(self, field.name) + getattr(other, field.name)
-        for field in dataclasses.fields(Cost)
-      }
-    )
+    return Cost(*map(operator.add, vars(self).values(), vars(other).values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +60,12 @@ class Part:
   """One kind of work in one layer.
 
   Attributes:
-    stage: "stem", "stage1", …, "head".
+    stage: "stem", "stage1", …, "head"; without such names in a model, those of
+      its modules.
     layer: path of its module, such as `stage1_block1/attention`; "" for what
-      the network does between its layers.
+      the model does between its modules.
     kind: of layer, such as "3×3 convolutions" or "attention logits".
-    cost: of one image.
+    cost: for one image.
   """
 
   stage: str
@@ -90,236 +79,278 @@ class Counts:
   """A model's costs.
 
   Attributes:
-    image_size: height and width of the image, in pixels.
+    image_size: height and width of the image in pixels.
     parts: they sum to `total`.
+    unknown: operations whose cost XLA cannot tell, as "layer: primitive". They
+      are in no part.
   """
 
   image_size: tuple[int, int]
   parts: tuple[Part, ...]
+  unknown: tuple[str, ...] = ()
 
   @functools.cached_property
   def total(self) -> Cost:
+    """The sum; its `attention_bytes` are those that training holds."""
     return sum((part.cost for part in self.parts), Cost())
 
   @property
-  def parameters(self) -> int:
-    return self.total.parameters
-
-  @property
-  def flops(self) -> int:
-    """Of one image's forward pass."""
-    return self.total.flops
-
-  @property
-  def activations(self) -> int:
-    """Numbers that the layers put out for one image."""
-    return self.total.activations
-
-  @property
-  def activation_bytes(self) -> int:
-    return self.total.activation_bytes
-
-  @property
-  def attention_bytes(self) -> int:
-    """Of all layers together, as training holds them for the backward pass."""
-    return self.total.attention_bytes
-
-  @property
   def largest_attention_bytes(self) -> int:
-    """Of the layer with the most: inference holds one layer at a time."""
-    return max(each.attention_bytes for each in self.by("layer").values())
+    """The most of any layer: inference holds one layer at a time."""
+    layers = self.by("layer").values()
+    return max((each.attention_bytes for each in layers), default=0)
 
   def by(self, attribute: str) -> dict[str, Cost]:
-    """Sums over "stage", "kind" or "layer", in the network's order."""
+    """Returns sums over "stage", "kind" or "layer", in the model's order."""
     sums = collections.defaultdict(Cost)
     for part in self.parts:
       sums[getattr(part, attribute)] += part.cost
     return dict(sums)
 
 
-def count(spec: NetworkSpec, image_size: int | tuple[int, int]) -> Counts:
-  """Counts what a model costs.
+def forward_flops(
+  model: nn.Module, image_size: int | tuple[int, int]
+) -> int | None:
+  """Counts FLOPs of one image's forward pass, in evaluation.
 
   Args:
-    spec: describes it; `halonet.create_model(...).spec` is one.
+    model: any Flax module with `__call__(images, train)`.
     image_size: side of a square image in pixels, or height and width.
 
   Returns:
-    Costs of the forward pass of one image, as in evaluation, in the
-    computation's dtype, and the parameters.
+    None if they are unknown: a figure for information never ends a run.
   """
-  height, width = (
-    image_size if isinstance(image_size, tuple) else (image_size, image_size)
-  )
-  # What is computed again in training is no other forward pass, and forms of
-  # the attention that do more than the formula asks for are no other model.
-  plain = "direct" if "p" in "".join(spec.operators) else "xla"
-  model = Network(
-    dataclasses.replace(spec, remat="none", attention_implementation=plain)
-  )
-  images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  variables = jax.eval_shape(model.init, key, images)
-  _, captured = jax.eval_shape(
-    functools.partial(
-      model.apply,
-      capture_intermediates=lambda module, _: isinstance(module, _LAYERS),
-      mutable=["intermediates"],
-    ),
-    variables,
-    images,
-  )
-  parameters = _leaves(variables["params"])
-  kernels = {
-    path[:-1]: array.shape
-    for path, array in parameters.items()
-    if path[-1] == "kernel"
+  try:
+    operations = _operations(model, *_shapes(model, _pair(image_size)))
+  except Exception:
+    return None
+  if not all(operation.known for operation in operations):
+    return None
+  return sum(operation.flops for operation in operations)
+
+
+def count(model: nn.Module, image_size: int | tuple[int, int]) -> Counts:
+  """Counts what a model costs.
+
+  Arguments are those of `forward_flops`. Costs are of the forward pass of one
+  image in evaluation, in the model's dtype.
+  """
+  size = _pair(image_size)
+  variables, images = _shapes(model, size)
+  layers = _Layers(model, variables, images)
+  operations = [
+    (operation, *layers.place(operation.scopes))
+    for operation in _operations(model, variables, images)
+  ]
+  # An attention without products of matrices for logits goes pixel by pixel.
+  logits = {
+    layers.attention(path): operation
+    for operation, path, parts in operations
+    if operation.contracted and "logits" in parts
   }
   sums = collections.defaultdict(Cost)  # Of (stage, layer, kind).
-  stage = "stem"
-  for operation in counted.operations(model.apply, variables, images):
-    # Before the modules' names there are the network's own.
-    path = tuple(
-      scope
-      for scope in operation.scopes
-      if scope.partition(".")[0] != Network.__name__
-    )
-    # What the network does itself follows on what it has done before.
-    stage = _stage(path) or ("stem" if stage == "stem" else "head")
-    for kind, cost in _kinds(operation, path, kernels, spec):
-      sums[stage, _layer(path), kind] += cost
-  for path, array in parameters.items():
+  stage, unknown = "stem", {}
+  for operation, path, parts in operations:
+    # What the model does between its modules comes before or after its stages.
+    stage = layers.stage(path) or ("stem" if stage == "stem" else "head")
+    layer = layers.layer(path)
+    if not operation.known:
+      unknown[f"{layer or stage}: {operation.primitive}"] = None
+    for kind, cost in _split(operation, path, parts, layers, logits):
+      sums[stage, layer, kind] += cost
+  for path, array in layers.parameters.items():
     relative = path[-1].startswith("relative")
-    kind = "relative positions" if relative else _kind(path, "", kernels)
+    kind = "relative positions" if relative else layers.kind(path[:-1])
     cost = Cost(parameters=math.prod(array.shape))
-    sums[_stage(path), _layer(path), kind] += cost
-  for path, array in _leaves(captured["intermediates"]).items():
-    path = path[: path.index("__call__")]
-    attends = path[-1] == "attention"
-    kind = "attention values" if attends else _kind(path, "", kernels)
-    output = counted.Array(array.shape, np.dtype(array.dtype))
-    sums[_stage(path), _layer(path), kind] += Cost(
-      activations=output.elements, activation_bytes=output.bytes
+    sums[layers.stage(path), layers.layer(path[:-1]), kind] += cost
+  for path, array in layers.outputs:
+    attends = layers.attention(path) == path
+    kind = "attention values" if attends else layers.kind(path)
+    sums[layers.stage(path), layers.layer(path), kind] += Cost(
+      activations=array.size, activation_bytes=counted.num_bytes(array)
     )
   return Counts(
-    (height, width),
+    size,
     tuple(Part(*place, cost) for place, cost in sums.items() if cost != Cost()),
+    tuple(unknown),
   )
 
 
-# Modules whose outputs are activations: those with parameters of their own.
-_LAYERS = (
-  nn.Conv,
-  nn.Dense,
-  Projection,
-  BatchNorm,
-  HaloAttention,
-  GlobalAttention,
-  PerPixelAttention,
-  AttentionStem,
-  MixedValues,
-)
+def _pair(size):
+  return size if isinstance(size, tuple) else (size, size)
 
-# By the names that `halonet.models` and `halonet.ops` give.
+
+def _shapes(model, size):
+  """Returns the shapes of a model's variables and of one image."""
+  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(lambda *x: model.init(*x, False), key, images), images
+
+
+def _operations(model, variables, images):
+  """Counts the form of each attention with the fewest operations.
+
+  What other forms do beyond the formula is no work of the model.
+  """
+
+  def forward(variables, images):  # A new function, which nobody has traced.
+    return model.apply(variables, images, False)
+
+  if hasattr(model, "spec"):
+    form = "direct" if "p" in "".join(model.spec.operators) else "xla"
+    model = model.clone(
+      spec=dataclasses.replace(model.spec, attention_implementation=form)
+    )
+  return counted.operations(forward, variables, images)
+
+
+class _Layers:
+  """The modules of a model, by their paths, and what can be told from them.
+
+  Attributes:
+    parameters: shapes by path, the parameter's name last.
+    outputs: (path, shape) of what layers put out: modules that have parameters
+      of their own, and attentions.
+  """
+
+  def __init__(self, model, variables, images):
+    self._classes = {}
+    self.parameters = _leaves(variables.get("params", {}))
+    self._owners = {path[:-1] for path in self.parameters} - {()}
+
+    def note(module, method):
+      self._classes[module.path] = type(module)
+      return method == "__call__" and self._is_layer(module.path)
+
+    _, captured = jax.eval_shape(
+      lambda *x: model.apply(
+        *x, False, capture_intermediates=note, mutable=["intermediates"]
+      ),
+      variables,
+      images,
+    )
+    self.outputs = [
+      (path[: path.index("__call__")], array)
+      for path, array in _leaves(captured.get("intermediates", {})).items()
+    ]
+    self._staged = any(_STAGE.match(path[0]) for path in self.parameters)
+
+  def place(self, scopes):
+    """Splits scopes into the path of a module and the parts within it."""
+    path, parts = (), []
+    for scope in scopes:
+      if (*path, scope) in self._classes:
+        path = (*path, scope)
+      else:
+        parts.append(scope)
+    return path, parts
+
+  def stage(self, path):
+    """Returns the stage of a module; None for the model itself."""
+    if not path:
+      return None
+    found = _STAGE.match(path[0])
+    return found[0] if found else "head" if self._staged else path[0]
+
+  def layer(self, path):
+    """Returns the path of a layer of the model or of one of its blocks."""
+    return "/".join(path[: 1 if self._is_layer(path[:1]) else 2])
+
+  def attention(self, path):
+    """Returns the path of the attention that a module belongs to, or None."""
+    prefixes = (path[:end] for end in range(1, len(path) + 1))
+    return next(filter(self._attends, prefixes), None)
+
+  def head_dim(self, path):
+    """Returns the width of a head of an attention's queries."""
+    kernel = self.parameters[*path, "query", "kernel"]  # [c, heads, head_dim]
+    return kernel.shape[-1]
+
+  def kind(self, path, parts=(), primitive=""):
+    """Returns what kind of layer an operation, or a module, belongs to."""
+    for end in range(1, len(path) + 1):
+      cls = self._classes.get(path[:end], object)
+      if hasattr(cls, "cost_kind"):
+        return cls.cost_kind
+      if "Norm" in cls.__name__:
+        return "norms"
+    for name in (*reversed(parts), *path[-1:]):
+      if name in _KINDS:
+        return _KINDS[name]
+    kernel = self.parameters.get((*path, "kernel"))
+    if kernel is not None:
+      convolves = "Conv" in self._classes.get(path, object).__name__
+      sides = kernel.shape[:-2] if convolves else ()
+      return f"{'×'.join(map(str, sides or (1, 1)))} convolutions"
+    if self.attention(path):
+      return "softmax, masks, scale"
+    if primitive in ("reduce_window_max", "reduce_sum", "div"):
+      return "pooling"
+    return "activation functions, sums"
+
+  def _attends(self, path):
+    cls = self._classes.get(path, object)
+    return "Attention" in cls.__name__ and not hasattr(cls, "cost_kind")
+
+  def _is_layer(self, path):
+    return path in self._owners or self._attends(path)
+
+
+_STAGE = re.compile(r"stem|stage\d+")
+# By the names of modules, and of the scopes in an attention.
 _KINDS = {
-  "se": "channel attention",
-  "eca": "channel attention",
   "query": "projections to q, k, v",
   "key": "projections to q, k, v",
   "value": "projections to q, k, v",
   "logits": "attention logits",
   "values": "attention values",
   "relative": "relative positions",
-  "attention": "softmax, masks, scale",
   "classifier": "classifier",
 }
 
 
 def _leaves(tree):
-  """The leaves of nested dicts by their paths."""
+  """Returns the leaves of nested dicts by their paths."""
   return {
     tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): x
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
-def _stage(path):
-  """The stage of a module, by its name; None for the network itself."""
-  if not path:
-    return None
-  stage = re.match(r"stem|stage\d+", path[0])
-  return stage[0] if stage else "head"
-
-
-def _layer(path):
-  """The path of a layer of the network or of one of its blocks."""
-  return "/".join(path[: 2 if path and "_block" in path[0] else 1])
-
-
-def _kind(path, primitive, kernels):
-  for name in path:
-    if name.endswith("_norm"):
-      return "norms"
-  # An attention's parts say more than it does, the classifier's name all.
-  for name in ("se", "eca", *reversed(path)):
-    if name in path and name in _KINDS:
-      return _KINDS[name]
-  for end in range(len(path), 0, -1):
-    if path[:end] in kernels:
-      size = kernels[path[:end]][:-2] or (1, 1)
-      return f"{size[0]}×{size[1]} convolutions"
-  if primitive in ("reduce_window_max", "reduce_sum", "div"):
-    return "pooling"
-  return "activation functions, sums"
-
-
-def _head_dims(name, spec):
-  """Channels of a head's queries and values; None: attention per pixel."""
-  if name == "stem":
-    return (spec.base_width // AttentionStem.HEADS,) * 2
-  (block,) = (
-    block for block in itertools.chain(*spec.stages) if block.name == name
-  )
-  if block.operator == "p":
-    return None
-  return block.qk_width // block.heads, block.value_width // block.heads
-
-
-def _kinds(operation, path, kernels, spec):
+def _split(operation, path, parts, layers, logits):
   """Splits an operation by kind of layer."""
-  kind = _kind(path, operation.primitive, kernels)
-  cost = Cost(flops=operation.flops, transcendentals=operation.transcendentals)
-  if "attention" in path and _head_dims(path[0], spec) is None:
-    # The maps with their border, and a row of the weights.
-    if operation.primitive == "exp" or "neighbourhoods" in path:
-      cost = dataclasses.replace(cost, attention_bytes=operation.result.bytes)
-    return [(kind, cost)]
-  if kind not in ("attention logits", "attention values"):
-    return [(kind, cost)]
-  if operation.primitive != "dot_general":  # Of the weights' dtype.
-    return [(_KINDS["attention"], cost)]
-  head_dim, value_dim = _head_dims(path[0], spec)
-  result = operation.result
-  if kind == "attention values":
-    weights = result.elements // value_dim * operation.contracted
-    values = operation.operands[operation.operands[0].elements == weights]
-    return [(kind, dataclasses.replace(cost, attention_bytes=values.bytes))]
-  # A neighbourhood has as many keys as there are queries, or more.
-  keys = max(operation.operands, key=lambda operand: operand.elements)
-  content = fractions.Fraction(head_dim, operation.contracted)
-  return [
-    (
-      kind,
-      Cost(
-        flops=int(cost.flops * content),
-        attention_bytes=int(keys.bytes * content) + result.bytes,
-      ),
-    ),
-    (
-      "relative positions",
-      Cost(
-        flops=int(cost.flops * (1 - content)),
-        attention_bytes=int(keys.bytes * (1 - content)),
-      ),
-    ),
-  ]
+  kind = layers.kind(path, parts, operation.primitive)
+  flops = operation.flops
+  cost = Cost(flops=flops, transcendentals=operation.transcendentals)
+  attention = layers.attention(path)
+  held = 0
+  if attention and attention not in logits:
+    # The padded maps, and a row of the weights.
+    if operation.primitive == "exp" or "neighbourhoods" in parts:
+      held = counted.num_bytes(operation.result)
+  elif kind in ("attention logits", "attention values"):
+    if not operation.contracted:  # The weights, in another dtype.
+      kind = "softmax, masks, scale"
+    elif kind == "attention values":
+      left, right = operation.operands
+      weights = logits[attention].result.size
+      held = counted.num_bytes(right if left.size == weights else left)
+    else:
+      # Terms of the sum beyond a head's width tell where a key lies. A
+      # neighbourhood has as many keys as there are queries, or more.
+      keys = counted.num_bytes(max(operation.operands, key=lambda x: x.size))
+      head_dim = layers.head_dim(attention)
+      content = flops * head_dim // operation.contracted
+      places = keys - keys * head_dim // operation.contracted
+      logit_bytes = counted.num_bytes(operation.result)
+      return [
+        (
+          kind,
+          Cost(flops=content, attention_bytes=keys - places + logit_bytes),
+        ),
+        (
+          "relative positions",
+          Cost(flops=flops - content, attention_bytes=places),
+        ),
+      ]
+  return [(kind, dataclasses.replace(cost, attention_bytes=held))]

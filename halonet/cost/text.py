@@ -126,7 +126,7 @@ def describe_model(counts: Counts) -> str:
           label,
           _number(cost.parameters),
           f"{cost.flops / 1e6:,.2f}",
-          f"{cost.flops / counts.flops:.1%}",
+          f"{cost.flops / counts.total.flops:.1%}",
           f"{cost.activations / 1e6:,.3f}",
           f"{cost.activation_bytes / 1e6:,.3f}",
           f"{cost.attention_bytes / 1e6:,.3f}",
@@ -140,7 +140,8 @@ def describe_model(counts: Counts) -> str:
     [
       table("stage"),
       table("kind"),
-      f"{counts.parameters:,} parameters; {counts.flops:,} FLOPs per image,"
+      f"{counts.total.parameters:,} parameters; {counts.total.flops:,} FLOPs"
+      " per image,"
       " forward. Attention memory: all layers together, in the form `xla` (per"
       " pixel `direct`);"
       " the largest layer's is"

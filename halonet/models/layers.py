@@ -184,6 +184,8 @@ class SqueezeExcite(nn.Module):
     dtype: of the computation; parameters are float32.
   """
 
+  cost_kind = "channel attention"
+
   ratio: float = 1 / 16
   dtype: DTypeLike = jnp.float32
 
@@ -205,6 +207,8 @@ class EfficientChannelAttention(nn.Module):
   Attributes:
     dtype: of the computation; parameters are float32.
   """
+
+  cost_kind = "channel attention"
 
   dtype: DTypeLike = jnp.float32
 

@@ -29,5 +29,5 @@ def count(
 @functools.cache  # The seeds of a point share it.
 def _count(fields, num_classes, image_size):
   config = ml_collections.ConfigDict({"model": json.loads(fields)})
-  spec = config_lib.create_model(config, num_classes).spec
-  return model_cost.count(spec, image_size).total
+  model = config_lib.create_model(config, num_classes)
+  return model_cost.count(model, image_size).total

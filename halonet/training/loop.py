@@ -123,7 +123,7 @@ def _train(given, task, workdir, source, data, train_split, test_split, stop):
       abstract.params, include_stats=False
     )
   )
-  flops = forward_flops(model, (config.data.image_size,) * 2)
+  flops = forward_flops(model, config.data.image_size)
   chip = find_chip(device)
 
   # --------------------------------------------------------- state or restore
