@@ -1,20 +1,24 @@
 """What a sweep trains: a base config, and fields with several values.
 
-All values are texts here, as they stand on the command line behind
-`--config.FIELD=`: that is how a trial's training gets them.
+All values are texts here, as they stand on the command line after
+`--config.FIELD=`, because a trial's training gets them there.
 """
 
-import ast
 import dataclasses
 import itertools
 import re
 import zlib
 from typing import Any
 
+import jax
 import ml_collections
 
+from halonet import fields
 from halonet.errors import UsageError, unknown
 from halonet.training import config as config_lib
+
+# A worker must not take the accelerator, which its trainings need.
+jax.config.update("jax_platforms", "cpu")
 
 _FIELDS = ("base", "set", "grid", "seeds")
 
@@ -24,8 +28,8 @@ class Point:
   """One trial of a grid.
 
   Attributes:
-    values: of the fields of the grid, with the seed.
-    name: of the folder in which it trains.
+    values: Values of the grid's fields, with the seed.
+    name: Name of the folder in which it trains.
   """
 
   values: dict[str, str]
@@ -33,7 +37,7 @@ class Point:
 
   @property
   def setting(self) -> dict[str, str]:
-    """The values but for the seed, which is a repetition."""
+    """Values without the seed, which makes a repetition."""
     return {field: v for field, v in self.values.items() if field != "seed"}
 
 
@@ -42,9 +46,9 @@ class Sweep:
   """A grid of trainings.
 
   Attributes:
-    base: the config, as `--config` of the training takes it.
-    changes: fields of it that have another value in all trials.
-    grid: fields with the values that are combined, the seeds as the last.
+    base: Config file, as `--config` of the training takes it.
+    changes: Fields of it that have another value in all trials.
+    grid: Fields with the values that are combined, the seeds as the last.
   """
 
   base: str
@@ -52,7 +56,7 @@ class Sweep:
   grid: dict[str, tuple[str, ...]]
 
   def points(self) -> list[Point]:
-    """All combinations, the last field running fastest."""
+    """Returns all combinations, the last field running fastest."""
     short = [field.rpartition(".")[2] for field in self.grid]
     labels = {
       field: name if short.count(name) == 1 else field
@@ -68,16 +72,16 @@ class Sweep:
     return points
 
   def overrides(self, point: Point | None = None) -> list[str]:
-    """The `field=value` of a trial, or of what all trials share."""
-    fields = self.changes | (point.values if point else {})
-    return [f"{field}={text}" for field, text in fields.items()]
+    """Returns the `field=value` of a trial, or those that all trials share."""
+    values = self.changes | (point.values if point else {})
+    return [f"{field}={text}" for field, text in values.items()]
 
   def config(self, point: Point | None = None) -> ml_collections.ConfigDict:
-    """The complete config of a trial; UsageError if it is impossible."""
+    """Builds the config of a trial; UsageError if it is impossible."""
     return config_lib.load_config(self.base, self.overrides(point))
 
   def to_dict(self) -> dict[str, Any]:
-    """What makes it this sweep and no other; for `differences`."""
+    """Returns what makes it this sweep and no other, for `differences`."""
     return {
       "grid": {field: list(texts) for field, texts in self.grid.items()},
       "config": config_lib.to_json(self.config()),
@@ -94,9 +98,9 @@ def read_sweep(
 
   Args:
     source: `configs/sweeps/window.py` says what its `get_config` returns.
-    changes: field → value, more of what the file's `set` holds.
-    grid: field → values with commas between, in place of the file's.
-    seeds: the same for the seeds.
+    changes: field → value, in addition to the file's `set`.
+    grid: field → comma-separated values, in place of the file's.
+    seeds: comma-separated seeds, in place of the file's.
 
   Raises:
     UsageError: that names the field, the value and the remedy.
@@ -141,11 +145,22 @@ def read_sweep(
   return sweep
 
 
+def window(config: ml_collections.ConfigDict) -> int | None:
+  """Returns the side of what a query attends to, in pixels of its map.
+
+  None for a model without local attention.
+  """
+  model = config.model
+  if "h" in "".join(model.operators):
+    return model.block_size + 2 * model.halo_size
+  return model.window_size if "p" in "".join(model.operators) else None
+
+
 def check_data(sweep: Sweep) -> None:
-  """Finds a slip in the data set, which all trials share, before the first.
+  """Checks the data set that all trials share before the first one begins.
 
   Raises:
-    UsageError: as each of them would, one after another.
+    UsageError: that every trial would raise.
   """
   if any(field.startswith("data.") for field in sweep.grid):
     return
@@ -160,11 +175,11 @@ def check_data(sweep: Sweep) -> None:
 def differences(
   old: dict[str, Any], new: dict[str, Any]
 ) -> tuple[list[str], list[str]]:
-  """Lists in what two sweeps' `to_dict` differ, as `field: old → new`.
+  """Lists how two sweeps' `to_dict` differ, as `field: old → new`.
 
   Returns:
-    What makes another sweep, and what may change: it does not change what is
-    learned.
+    The differences that make another sweep, and those that do not change what
+    is learned.
   """
   grids = old["grid"], new["grid"]
   refused = [
@@ -178,7 +193,7 @@ def differences(
   )
   in_both = grids[0].keys() & grids[1].keys()
   other, changed = (
-    # Of a field of the grid, the base's own value counts for nothing.
+    # The base's own value of a field of the grid is never trained.
     [text for text in texts if text.partition(":")[0] not in in_both]
     for texts in lists
   )
@@ -192,28 +207,28 @@ def _text(value):
 def _listed(name, values):
   if not isinstance(values, tuple | list):
     raise UsageError(f"{name} is {values!r}; it must be a tuple of values")
-  return _checked(name, [_text(value) for value in values])
+  return _checked(name, map(_text, values))
 
 
 def _split(name, text):
-  """Values with commas between; those within brackets belong to a value."""
-  try:
-    values = ast.literal_eval(f"[{text}]")
-  except (ValueError, SyntaxError):  # Bare words.
+  """Splits at commas, except at those within brackets."""
+  values = fields.parse(f"[{text}]")
+  if isinstance(values, str):  # Bare words.
     values = [word.strip() for word in text.split(",")]
-  return _checked(name, [_text(value) for value in values])
+  return _checked(name, map(_text, values))
 
 
 def _checked(name, texts):
+  texts = tuple(texts)
   if not texts or not all(texts):
     raise UsageError(f"{name} lacks a value; write such as 2,4")
   if len(set(texts)) < len(texts):
     raise UsageError(f"{name} is {', '.join(texts)}: one of them stands twice")
-  return tuple(texts)
+  return texts
 
 
 def _slug(text):
-  """A value as a part of a folder's name."""
+  """Returns a value as a part of a folder's name."""
   slug = re.sub(r"[^\w.+-]+", "-", text).strip("-")[-40:]
   if slug == text:
     return text
