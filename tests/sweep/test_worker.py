@@ -56,7 +56,7 @@ def start(workdir, url, seconds=0.0):
 
 
 def end(process):
-  output, _ = process.communicate(timeout=60)
+  output, _ = process.communicate(timeout=180)
   return process.returncode, output
 
 
@@ -67,7 +67,7 @@ def starts(workdir):
 
 
 def wait_until(condition):
-  deadline = time.monotonic() + 30
+  deadline = time.monotonic() + 120
   while not condition():
     assert time.monotonic() < deadline
     time.sleep(0.02)
@@ -290,7 +290,7 @@ def test_a_sweep_of_before_there_were_tasks(tmp_path):
     {"accuracy": 0.25, "loss": 2.0},
     6,
   )
-  assert (first.best, first.best_unit, first.flops) == ("accuracy", "%", 7)
+  assert (first.best, first.flops) == ("accuracy", 7)
   assert (second.status, second.reason) == ("failed", "loss is nan")
   assert third.figures["accuracy"] == 0.3
   assert len(starts(tmp_path)) == 1
