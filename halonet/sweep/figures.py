@@ -8,12 +8,7 @@ import matplotlib
 matplotlib.use("Agg")  # Files only, also where there is a screen.
 import matplotlib.pyplot as plt
 
-from halonet.sweep.table import (
-  Setting,
-  best_figure,
-  flops_unit,
-  memory_title,
-)
+from halonet.sweep.table import Setting, best_figure, flops_unit, memory_title
 
 # They change the window; a curve runs along them.
 _ALONG = ("model.halo_size", "model.window_size")
@@ -34,15 +29,13 @@ _MARKERS = "osD^vP*X"
 
 def draw(found: Sequence[Setting]) -> dict[str, bytes]:
   """Draws all figures; names → PNGs. None without a finished trial."""
-  best = best_figure(found)
   found = [setting for setting in found if setting.done]
-  if not found:
-    return {}
+  pictures = {}
   with plt.rc_context(_STYLE):
-    pictures = {COSTS: _png(_costs(found, best))}
-    local = [s for s in found if s.mean("window") is not None]
-    if local:
-      pictures = {WINDOW: _png(_window(local, best))} | pictures
+    if any(setting.mean("window") is not None for setting in found):
+      pictures[WINDOW] = _png(_window(found))
+    if found:
+      pictures[COSTS] = _png(_costs(found))
   return pictures
 
 
@@ -85,28 +78,15 @@ def pareto(
   return front
 
 
-def _window(found, best):
+def _window(found):
   figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-  gathered = curves(found)
-  for number, (label, members) in enumerate(gathered.items()):
-    spreads = [setting.spread(best) or 0 for setting in members]
-    axes.errorbar(
-      [setting.mean("window") for setting in members],
-      [setting.mean(best) for setting in members],
-      yerr=spreads if any(spreads) else None,
-      marker=_MARKERS[number % len(_MARKERS)],
-      # Smaller from curve to curve, so that curves below are seen, too.
-      markersize=max(10 - 2 * number, 5),
-      capsize=4,
-      label=label,
-    )
+  placed = _plot(axes, found, "window", line="-")
   axes.set_xlabel("window, pixels of the map")
-  axes.set_ylabel(f"test {best}")
-  axes.set_xticks(sorted({setting.mean("window") for setting in found}))
-  axes.margins(0.08)
-  if any(gathered):
+  axes.set_xticks(sorted({x for _, (x, _) in placed}))
+  if any(curves(found)):
     axes.legend(loc="best")
-  seeds = max(len(setting.done) for setting in found)
+  best, seeds = best_figure(found), max(len(s.done) for s in found)
+  axes.set_ylabel(f"test {best}")
   axes.set_title(
     f"{best.capitalize()} and window: "
     + (f"mean and spread of {seeds} seeds" if seeds > 1 else "one seed"),
@@ -115,7 +95,7 @@ def _window(found, best):
   return figure
 
 
-def _costs(found, best):
+def _costs(found):
   figure, panels = plt.subplots(
     1, 3, figsize=(8, 3.7), sharey=True, layout="constrained"
   )
@@ -127,35 +107,31 @@ def _costs(found, best):
     ("images_per_second", "training, images/s (more is better)", 1, False),
   )
   for axes, (name, title, unit, less) in zip(panels, costs, strict=True):
-    known, points = [], []
-    for number, (label, members) in enumerate(curves(found).items()):
-      members = [s for s in members if s.mean(name) is not None]
-      placed = [(s.mean(name) / unit, s.mean(best)) for s in members]
-      known, points = known + members, points + placed
-      axes.errorbar(
-        [cost for cost, _ in placed],
-        [value for _, value in placed],
-        yerr=[s.spread(best) or 0 for s in members],
-        fmt=_MARKERS[number % len(_MARKERS)],
-        markersize=max(8 - 1.5 * number, 5),
-        elinewidth=1,
-        label=label,
-      )
-    front = pareto(points, less)
+    placed = _plot(axes, found, name, unit)
+    front = pareto([point for _, point in placed], less)
     axes.plot(
-      [points[i][0] for i in front],
-      [points[i][1] for i in front],
+      [placed[i][1][0] for i in front],
+      [placed[i][1][1] for i in front],
       color="0.5",
       linestyle="--",
       linewidth=1.2,
       zorder=0,
       label="Pareto front",
     )
+    for i in front:  # Named on the side where the line is not.
+      axes.annotate(
+        _short(placed[i][0]),
+        placed[i][1],
+        xytext=(-5 if less else 5, 6),
+        textcoords="offset points",
+        ha="right" if less else "left",
+        fontsize=8,
+        color="0.35",
+      )
     axes.set_xlabel(title, fontsize=9)
     axes.locator_params(axis="x", nbins=4)
     axes.margins(0.3, 0.15)
-    _label(axes, [(known[i], points[i]) for i in front], left=less)
-  panels[0].set_ylabel(f"test {best}")
+  panels[0].set_ylabel(f"test {best_figure(found)}")
   handles, labels = panels[0].get_legend_handles_labels()
   figure.legend(
     handles, labels, loc="outside lower center", ncols=4, fontsize=9
@@ -163,28 +139,34 @@ def _costs(found, best):
   return figure
 
 
-def _label(axes, front, left):
-  """Names the points of a front, on the side where its line is not."""
-  axes.get_xlim(), axes.get_ylim()  # Fixes the scales.
-  above = []
-  for setting, point in front:
-    x, y = axes.transLimits.transform(point)
-    crowded = any(abs(x - u) < 0.25 and abs(y - v) < 0.06 for u, v in above)
-    if not crowded:
-      above.append((x, y))
-    words = [
-      f"{field.rpartition('.')[2][0]}{text}"
-      for field, text in setting.values.items()
-    ]
-    axes.annotate(
-      " ".join(words[:3]),
-      point,
-      xytext=(-5 if left != crowded else 5, -13 if crowded else 6),
-      textcoords="offset points",
-      ha="right" if left != crowded else "left",
-      fontsize=8,
-      color="0.35",
+def _plot(axes, found, name, unit=1, line="none"):
+  """Plots the best figure against another; returns settings and points."""
+  best, plotted = best_figure(found), []
+  for number, (label, members) in enumerate(curves(found).items()):
+    members = [s for s in members if s.mean(name) is not None]
+    points = [(s.mean(name) / unit, s.mean(best)) for s in members]
+    spreads = [s.spread(best) or 0 for s in members]
+    axes.errorbar(
+      [x for x, _ in points],
+      [y for _, y in points],
+      yerr=spreads if any(spreads) else None,
+      linestyle=line,
+      marker=_MARKERS[number % len(_MARKERS)],
+      # Smaller from curve to curve, so that curves below are seen, too.
+      markersize=max(9 - 2 * number, 5),
+      capsize=4,
+      label=label,
     )
+    plotted += zip(members, points, strict=True)
+  return plotted
+
+
+def _short(setting):
+  """Returns a setting as a few letters, such as "b4 h1"."""
+  return " ".join(
+    f"{field.rpartition('.')[2][0]}{text}"
+    for field, text in list(setting.values.items())[:3]
+  )
 
 
 def _png(figure):

@@ -114,29 +114,21 @@ def read_sweep(
       f"{source}: base is {file.get('base')!r}; it must be a config file, such"
       " as configs/digits.py"
     )
-  values = {
-    field: _listed(f"{source}: grid {field}", given)
-    for field, given in dict(file.get("grid", {})).items()
-  }
-  values |= {
-    field: _split(f"--grid.{field}", text)
-    for field, text in (grid or {}).items()
-  }
-  if "seed" in values:
+  given = dict(file.get("grid", {})) | (grid or {})
+  if "seed" in given:
     raise UsageError("the grid holds seed; its values are those of seeds")
-  if seeds is not None:
-    values["seed"] = _split("--seeds", seeds)
-  else:
-    values["seed"] = _listed(f"{source}: seeds", file.get("seeds", (0,)))
+  given["seed"] = file.get("seeds", (0,)) if seeds is None else seeds
   fixed = {field: _text(v) for field, v in dict(file.get("set", {})).items()}
   fixed |= changes or {}
-  for field in fixed:
-    if field in values:
-      option = "--seeds" if field == "seed" else f"--grid.{field}"
+  values = {}
+  for field, texts in given.items():
+    option = "--seeds" if field == "seed" else f"--grid.{field}"
+    if field in fixed:
       raise UsageError(
         f"config.{field} is {fixed[field]} and has values in the grid, too; to"
         f" have but this one, write {option}={fixed[field]}"
       )
+    values[field] = _values(option, texts)
   sweep = Sweep(file["base"], fixed, values)
   known = config_lib.field_names(sweep.config())
   for field in values:
@@ -182,20 +174,19 @@ def differences(
     is learned.
   """
   grids = old["grid"], new["grid"]
+  words = [{f: " ".join(texts) for f, texts in grid.items()} for grid in grids]
   refused = [
-    f"grid {field}: {' '.join(grids[0].get(field, ['absent']))} →"
-    f" {' '.join(grids[1].get(field, ['absent']))}"
-    for field in sorted(grids[0].keys() | grids[1].keys())
-    if grids[0].get(field) != grids[1].get(field)
+    f"grid {f}: {words[0].get(f, 'absent')} → {words[1].get(f, 'absent')}"
+    for f in sorted(words[0].keys() | words[1].keys())
+    if grids[0].get(f) != grids[1].get(f)
   ]
-  lists = config_lib.differences(
-    config_lib.from_json(old["config"]), config_lib.from_json(new["config"])
-  )
-  in_both = grids[0].keys() & grids[1].keys()
+  both = grids[0].keys() & grids[1].keys()
   other, changed = (
     # The base's own value of a field of the grid is never trained.
-    [text for text in texts if text.partition(":")[0] not in in_both]
-    for texts in lists
+    [text for text in texts if text.partition(":")[0] not in both]
+    for texts in config_lib.differences(
+      config_lib.from_json(old["config"]), config_lib.from_json(new["config"])
+    )
   )
   return refused + other, changed
 
@@ -204,26 +195,19 @@ def _text(value):
   return value if isinstance(value, str) else repr(value)
 
 
-def _listed(name, values):
-  if not isinstance(values, tuple | list):
-    raise UsageError(f"{name} is {values!r}; it must be a tuple of values")
-  return _checked(name, map(_text, values))
-
-
-def _split(name, text):
-  """Splits at commas, except at those within brackets."""
-  values = fields.parse(f"[{text}]")
-  if isinstance(values, str):  # Bare words.
-    values = [word.strip() for word in text.split(",")]
-  return _checked(name, map(_text, values))
-
-
-def _checked(name, texts):
-  texts = tuple(texts)
-  if not texts or not all(texts):
-    raise UsageError(f"{name} lacks a value; write such as 2,4")
+def _values(option, given):
+  """Returns a field's values as texts; UsageError if they are no values."""
+  if isinstance(given, str):
+    split = fields.parse(f"[{given}]")  # Commas in brackets split nothing.
+    bare = [word.strip() for word in given.split(",")]
+    given = bare if isinstance(split, str) else split
+  if not isinstance(given, tuple | list):
+    raise UsageError(f"{option} is {given!r}; it must be a tuple of values")
+  texts = tuple(map(_text, given))
+  if not all(texts) or not texts:
+    raise UsageError(f"{option} lacks a value; write such as 2,4")
   if len(set(texts)) < len(texts):
-    raise UsageError(f"{name} is {', '.join(texts)}: one of them stands twice")
+    raise UsageError(f"{option} is {', '.join(texts)}: one stands twice")
   return texts
 
 

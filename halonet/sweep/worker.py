@@ -32,7 +32,7 @@ from halonet.sweep.records import (
 from halonet.sweep.study import Ledger, TrialBoard, open_study
 
 _POLL_SECONDS = 1
-_STEP = re.compile(r"step (\d+)/(\d+) .*ETA")
+_STEP = re.compile(r"step \d+/\d+ .*ETA (?:(\d+) days?, )?(\d+):(\d+):(\d+)")
 
 
 class Worker:
@@ -144,7 +144,10 @@ class Worker:
     record = dataclasses.replace(record, window=window(config))
     arguments = [f"--config={self.sweep.base}", f"--workdir={folder}"]
     arguments += [f"--config.{word}" for word in self.sweep.overrides(point)]
-    outcome = launcher.run(arguments, folder, log, self._shower())
+    started = time.monotonic()
+    outcome = launcher.run(
+      arguments, folder, log, lambda line: self._show(line, started)
+    )
     if outcome.status is None:
       raise Stopped(
         launcher.signal or signal.SIGTERM, "what the trial had reached is saved"
@@ -161,29 +164,16 @@ class Worker:
         record, status=FAILED, reason=f"no results.json: {error}"
       )
 
-  def _shower(self):
-    """Prints those lines of a training that say how far it is."""
-    started = time.monotonic()
-    first = None
-
-    def show(line):
-      nonlocal first
-      step = _STEP.search(line)
-      if not step:
-        if line.startswith(("Going on", "Waiting", "SIG", "This run is")):
-          _say(f"  {line}")
-        return
-      done, of = int(step[1]), int(step[2])
-      passed = time.monotonic() - started
-      if first is None:
-        first = done, passed
-        _say(f"  {line}")
-        return
-      speed = (done - first[0]) / max(passed - first[1], 1e-3)
-      left = (of - done) / max(speed, 1e-9)
-      _say(f"  {line}  {self._grid_eta(passed, left)}")
-
-    return show
+  def _show(self, line, started):
+    """Prints a line of a training if it says how far the training is."""
+    step = _STEP.search(line)
+    if step:
+      days, *clock = (int(text or 0) for text in step.groups())
+      hours, minutes, seconds = clock
+      left = ((24 * days + hours) * 60 + minutes) * 60 + seconds
+      line += self._grid_eta(time.monotonic() - started, left)
+    if step or line.startswith(("Going on", "Waiting", "SIG", "This run is")):
+      _say(f"  {line}")
 
   def _grid_eta(self, passed, left):
     """Says how far the grid is, and when this worker's pace completes it."""
@@ -196,8 +186,7 @@ class Worker:
     eta = datetime.timedelta(
       seconds=round(left + rounds * sum(seconds) / len(seconds))
     )
-    total = len(ledger.records)
-    return f"| grid {ledger.count(*OVER)}/{total}  ETA {eta}"
+    return f"  | grid {ledger.count(*OVER)}/{len(self.points)}  ETA {eta}"
 
   def _log(self, point):
     # In a bucket nothing can be appended to a file.
