@@ -1,6 +1,5 @@
 """What a grid will cost, before anything is trained."""
 
-import functools
 from collections.abc import Sequence
 
 import ml_collections
@@ -10,8 +9,8 @@ from halonet.cost import tpu
 from halonet.data import sources
 from halonet.errors import RunError, UsageError
 from halonet.models import registry
-from halonet.sweep.grid import Point, Sweep, window
-from halonet.training import checks
+from halonet.sweep.grid import Sweep, window
+from halonet.tasks.registry import make_task
 from halonet.training import config as config_lib
 
 
@@ -31,12 +30,14 @@ def print_grid(sweep: Sweep, topologies: Sequence[str] = ()) -> None:
     tpu.check_available()
   for topology in topologies:
     tpu.topology_devices(topology)
-  classes, known = class_count(sweep.config())
-  points, seeds = settings(sweep), len(sweep.grid["seed"])
+  decided = _decided_fields(sweep.config())
+  seeds = sweep.grid["seed"]
+  points = [p for p in sweep.points() if p.values["seed"] == seeds[0]]
   _say(
-    f"{len(points)} settings × {seeds} seed{'s' * (seeds > 1)} of {sweep.base},"
-    f" with {classes} classes"
-    + ("" if known else " (assumed: the data set is not here)")
+    f"{len(points)} settings × {len(seeds)} seed{'s' * (len(seeds) > 1)} of"
+    f" {sweep.base}"
+    + "".join(f", {field} {value}" for field, value in decided.items())
+    + (" (the data set is not here: sizes are assumed)" if not decided else "")
   )
   if topologies:
     _say(
@@ -55,14 +56,11 @@ def print_grid(sweep: Sweep, topologies: Sequence[str] = ()) -> None:
     except UsageError as error:
       fault = f"IMPOSSIBLE: {error}"
     else:
-      cells += _costs(config, classes)
-      steps = [_compile(config, topology, classes) for topology in topologies]
+      cells += _costs(config, decided)
+      steps = [_compile(config, topology) for topology in topologies]
       cells += [text for text, _ in steps]
-      missed = [
-        topology
-        for topology, (_, fits) in zip(topologies, steps, strict=True)
-        if not fits
-      ]
+      fits = dict(zip(topologies, (fit for _, fit in steps), strict=True))
+      missed = [topology for topology in topologies if not fits[topology]]
       if missed:
         fault = f"WILL NOT RUN ON {', '.join(missed)}"
     impossible += bool(fault)
@@ -74,26 +72,20 @@ def print_grid(sweep: Sweep, topologies: Sequence[str] = ()) -> None:
     _say("All settings are possible")
 
 
-def settings(sweep: Sweep) -> list[Point]:
-  """Returns the points of the first seed."""
-  first = sweep.grid["seed"][0]
-  return [p for p in sweep.points() if p.values["seed"] == first]
-
-
-def class_count(config: ml_collections.ConfigDict) -> tuple[int, bool]:
-  """Counts the classes of a config's data set; says whether that is known.
-
-  If the data set is not here, they are those that the model has by itself.
-  """
+def _decided_fields(config):
+  """Returns the model's fields that follow from the data set, if it is here."""
+  task = make_task(config)
   try:
-    return sources.count_classes(config.data), True
+    source = sources.describe(config.data, task.needs)
   except UsageError:
-    return registry.model_fields(config.model.name)["num_classes"], False
+    return {}
+  return make_task(config, task.describe(source)).model_fields()
 
 
-def _costs(config, classes):
-  spec = config_lib.create_model(config, classes).spec
-  cost = _count(spec, config.data.image_size)
+def _costs(config: ml_collections.ConfigDict, decided: dict) -> list[str]:
+  fields = config.model.to_dict() | decided
+  model = registry.create_model(fields.pop("name"), **fields)
+  cost = model_cost.count(model, config.data.image_size).total
   return [
     str(window(config) or "–"),
     f"{cost.parameters:,}",
@@ -102,20 +94,13 @@ def _costs(config, classes):
   ]
 
 
-@functools.cache  # Settings may differ in the training alone.
-def _count(spec, image_size):
-  return model_cost.count(spec, image_size).total
-
-
-def _compile(config, topology, classes):
+def _compile(config, topology):
   """Returns memory and time of a step, or why there is none; and if it fits."""
   devices = tpu.topology_devices(topology)
   per_core = config.batch_size // (devices * config.accumulation_steps)
   try:
-    checks.check_devices(config, devices)
-    report = tpu.report(
-      config, topology, per_core_batch=per_core, num_classes=classes
-    )
+    config_lib.check_devices(config, devices)
+    report = tpu.report(config, topology, per_core_batch=per_core)
   except RunError as error:
     return str(error), False
   memory = (

@@ -10,8 +10,6 @@ import matplotlib.pyplot as plt
 
 from halonet.sweep.table import Setting, best_figure, flops_unit, memory_title
 
-# They change the window; a curve runs along them.
-_ALONG = ("model.halo_size", "model.window_size")
 WINDOW, COSTS = "window.png", "costs.png"
 # At 800 pixels across, as on a web page, text is as large as the text around.
 _STYLE = {
@@ -41,17 +39,30 @@ def draw(found: Sequence[Setting]) -> dict[str, bytes]:
 
 def curves(found: Sequence[Setting]) -> dict[str, list[Setting]]:
   """Makes a curve for each value of the fields that it does not run along."""
+  along = _along(found)
   gathered: dict[str, list[Setting]] = {}
   for setting in found:
     words = [
       f"{field.rpartition('.')[2].removesuffix('_size')} {text}"
       for field, text in setting.values.items()
-      if field not in _ALONG
+      if field != along
     ]
     gathered.setdefault(", ".join(words), []).append(setting)
   for members in gathered.values():
     members.sort(key=lambda setting: setting.mean("window") or 0)
   return gathered
+
+
+def _along(found):
+  """Finds the grid's last field that changes the window."""
+  for field in reversed(found[0].values):
+    windows = {}
+    for setting in found:
+      others = tuple((setting.values | {field: ""}).values())
+      windows.setdefault(others, set()).add(setting.mean("window"))
+    if any(len(values) > 1 for values in windows.values()):
+      return field
+  return None
 
 
 def pareto(

@@ -15,6 +15,8 @@ import ml_collections
 
 from halonet import fields
 from halonet.errors import UsageError, unknown
+from halonet.models import registry
+from halonet.tasks.registry import make_task
 from halonet.training import config as config_lib
 
 # A worker must not take the accelerator, which its trainings need.
@@ -142,10 +144,9 @@ def window(config: ml_collections.ConfigDict) -> int | None:
 
   None for a model without local attention.
   """
-  model = config.model
-  if "h" in "".join(model.operators):
-    return model.block_size + 2 * model.halo_size
-  return model.window_size if "p" in "".join(model.operators) else None
+  fields = config.model.to_dict()
+  model = registry.create_model(fields.pop("name"), **fields)
+  return getattr(model, "window", None)
 
 
 def check_data(sweep: Sweep) -> None:
@@ -158,10 +159,10 @@ def check_data(sweep: Sweep) -> None:
     return
   from halonet.data import sources  # TensorFlow takes seconds to load.
 
-  data = sweep.config().data
-  source = sources.open_source(data)
+  config = sweep.config()
+  source = sources.open_source(config.data, make_task(config).needs)
   for field in ("train_split", "test_split"):
-    source.split(field, data[field])
+    source.split(field, config.data[field])
 
 
 def differences(

@@ -24,7 +24,6 @@ class TrialRecord:
     parameters: Number of trained parameters.
     flops: Operations of one image's forward pass; a multiplication and an
       addition are two.
-    attention_bytes: Memory of one image, see `halonet.cost.model.Cost`.
     peak_memory_bytes: Peak memory of the training.
     peak_memory_of: "device", or "process" where the device does not count.
     images_per_second: Speed of the training, over all devices.
@@ -41,7 +40,6 @@ class TrialRecord:
   best: str = ""
   parameters: int | None = None
   flops: int | None = None
-  attention_bytes: int | None = None
   peak_memory_bytes: int | None = None
   peak_memory_of: str | None = None
   images_per_second: float | None = None
@@ -55,25 +53,35 @@ class TrialRecord:
 
   def with_results(self, results: dict[str, Any]) -> "TrialRecord":
     """Adds what a finished training wrote to its results.json."""
-    record = dataclasses.replace(
-      self,
-      status=DONE,
-      figures={
-        name.removeprefix("test_"): value
-        for name, value in results.items()
-        if name.startswith("test_")
-      },
-      # 0 if the last process only evaluated.
-      images_per_second=results.get("images_per_second") or None,
-      **(_BEFORE_TASKS if "best" not in results else {}),
-      **{name: results[name] for name in _FROM_RESULTS if name in results},
-    )
-    value = record.figures.get(record.best)
+    figures = {
+      name.removeprefix("test_"): value
+      for name, value in results.items()
+      if name.startswith("test_")
+    }
+    # The speed is 0 if the last process only evaluated.
+    known = _BEFORE_TASKS | {
+      name: results[name] for name in _FROM_RESULTS if results.get(name)
+    }
+    value = figures.get(known["best"])
     if value is None or math.isnan(value):
-      return dataclasses.replace(
-        record, status=FAILED, reason=f"its test {record.best} is {value}"
-      )
-    return record
+      reason = f"its test {known['best']} is {value}"
+      return dataclasses.replace(self, status=FAILED, reason=reason, **known)
+    return dataclasses.replace(self, status=DONE, figures=figures, **known)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+  """The state of a grid: the records of all points, in their order."""
+
+  records: list[TrialRecord]
+
+  @property
+  def is_complete(self) -> bool:
+    return self.count(*OVER) == len(self.records)
+
+  def count(self, *statuses: str) -> int:
+    """Counts the trials that have one of these statuses."""
+    return sum(record.status in statuses for record in self.records)
 
 
 def from_dict(fields: dict[str, Any]) -> TrialRecord:
@@ -84,7 +92,7 @@ def from_dict(fields: dict[str, Any]) -> TrialRecord:
   """
   if "figures" in fields:
     return TrialRecord(**fields)
-  fields = dict(fields)
+  fields = {k: v for k, v in fields.items() if k != "attention_bytes"}
   known = {name: fields.pop(name, None) for name in ("accuracy", "loss")}
   figures = {name: v for name, v in known.items() if v is not None}
   window = fields.pop("window_size", None)
@@ -98,10 +106,9 @@ _FROM_RESULTS = (
   "best",
   "parameters",
   "flops",
-  "attention_bytes",
   "peak_memory_bytes",
   "peak_memory_of",
-  "window",
+  "images_per_second",
   "device",
 )
 _BEFORE_TASKS = {"best": "accuracy"}

@@ -18,17 +18,10 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from halonet.errors import UsageError
+from halonet.sweep import records
 from halonet.sweep.grid import Point, Sweep
 from halonet.sweep.pulse import Watch
-from halonet.sweep.records import (
-  DONE,
-  FAILED,
-  OVER,
-  PENDING,
-  RUNNING,
-  TrialRecord,
-  from_dict,
-)
+from halonet.sweep.records import DONE, FAILED, Ledger, TrialRecord
 
 # How often a trial is begun whose worker dies on it: it may be what kills them.
 MAX_STARTS = 21
@@ -36,56 +29,56 @@ MAX_STARTS = 21
 _FINISHED = (ValueError, optuna.exceptions.UpdateFinishedTrialError)
 
 
-def open_study(workdir: str, url: str | None, new: bool) -> optuna.Study:
-  """Opens the study of a sweep.
+def open_study(workdir: str, url: str | None) -> optuna.Study:
+  """Opens the study of a sweep, and makes it where it is missing.
 
   Args:
     workdir: of the sweep, whose name the study has in a shared database.
     url: of a database, as SQLAlchemy writes it (`sqlite:///FILE`,
       `postgresql://…`, `mysql://…`), or `journal:FILE` for Optuna's journal;
       None for a SQLite file in the workdir.
-    new: whether it may be made where it is missing.
 
   Raises:
-    UsageError: if there is none, or the storage cannot be opened.
+    UsageError: if the storage cannot be opened.
   """
+  optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+  # Workers may name the workdir by different paths.
+  shared = f" {workdir.rstrip('/')}" if url else ""
+  return optuna.create_study(
+    storage=_open_storage(_storage_url(workdir, url)),
+    sampler=optuna.samplers.RandomSampler(),  # Asked for nothing.
+    # Workers may name the workdir by different paths.
+    study_name=f"halonet sweep {workdir.rstrip('/')}"
+    if url
+    else "halonet sweep",
+    direction="maximize",
+    load_if_exists=True,
+  )
+
+
+def read_board(workdir: str, url: str | None) -> "TrialBoard":
+  """Opens the board of a sweep that has begun; UsageError if none has."""
+  where = _storage_url(workdir, url)
+  path = where.removeprefix("sqlite:///").removeprefix("journal:")
+  if path != where and not os.path.exists(path):
+    raise UsageError(f"{path} does not exist: no sweep has begun there")
+  study = open_study(workdir, url)
+  sweep = study.user_attrs.get("sweep")
+  if sweep is None:
+    raise UsageError(
+      f"{where} holds no sweep of --workdir {workdir}; name --workdir and"
+      " --storage as they were named when the sweep began"
+    )
+  return TrialBoard(study, Sweep("", {}, sweep["grid"]).points())
+
+
+def _storage_url(workdir, url):
   if not url and "://" in workdir:
     raise UsageError(
       f"--workdir {workdir} cannot hold the sweep's database; name one, such as"
       " --storage=postgresql://USER@HOST/NAME, or --storage=journal:FILE"
     )
-  where = url or f"sqlite:///{os.path.join(workdir, 'sweep.db')}"
-  path = where.removeprefix("sqlite:///").removeprefix("journal:")
-  if not new and path != where and not os.path.exists(path):
-    raise UsageError(f"{path} does not exist: no sweep has begun there")
-  optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-  storage = _open_storage(where)
-  # Workers may name the folder by different paths.
-  name = f"halonet sweep {workdir.rstrip('/')}" if url else "halonet sweep"
-  sampler = optuna.samplers.RandomSampler()  # Asked for nothing.
-  if new:
-    return optuna.create_study(
-      storage=storage,
-      sampler=sampler,
-      study_name=name,
-      direction="maximize",
-      load_if_exists=True,
-    )
-  with contextlib.suppress(KeyError):
-    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-    if "sweep" in study.user_attrs:
-      return study
-  raise UsageError(
-    f"{where} holds no sweep of --workdir {workdir}; name --workdir and"
-    " --storage as they were named when the sweep began"
-  )
-
-
-def read_board(workdir: str, url: str | None) -> "TrialBoard":
-  """Opens the board of a sweep that has begun, to report on it."""
-  study = open_study(workdir, url, new=False)
-  points = Sweep("", {}, study.user_attrs["sweep"]["grid"]).points()
-  return TrialBoard(study, points)
+  return url or f"sqlite:///{os.path.join(workdir, 'sweep.db')}"
 
 
 def _open_storage(url, attempts=5):
@@ -115,21 +108,6 @@ def _open_storage(url, attempts=5):
     ) from error
 
 
-@dataclasses.dataclass(frozen=True)
-class Ledger:
-  """The state of a grid: the records of all points, in their order."""
-
-  records: list[TrialRecord]
-
-  @property
-  def is_complete(self) -> bool:
-    return self.count(*OVER) == len(self.records)
-
-  def count(self, *statuses: str) -> int:
-    """Counts the trials that have one of these statuses."""
-    return sum(record.status in statuses for record in self.records)
-
-
 class TrialBoard:
   """Hands the points of a grid to workers, and keeps what became of them.
 
@@ -141,24 +119,29 @@ class TrialBoard:
     self, study: optuna.Study, points: Sequence[Point], grace: float = 150
   ):
     """Takes all points of the grid, and the seconds of `Watch`."""
-    self.study = study
-    self._points = points
-    self._watch = Watch(grace)
+    self.study, self._points, self._watch = study, points, Watch(grace)
 
   def ledger(self) -> Ledger:
     """Reads the state of the grid."""
-    return self._ledger(self.study.get_trials(deepcopy=False))
+    retried = self.study.user_attrs.get("retried", 0)
+    tried = {}
+    for trial in self._trials():
+      if "duplicate" not in trial.user_attrs:
+        tried.setdefault(_key(_point(trial)), []).append(trial)
+    return Ledger(
+      [_record(p, tried.get(_key(p.values), ()), retried) for p in self._points]
+    )
 
   def retry_failed(self) -> int:
     """Makes failed and infeasible trials pending; returns their number."""
-    ledger = self.ledger()
-    # Whatever failed among the trials with lower numbers does not count.
-    self.study.set_user_attr("retried", len(self.study.get_trials()))
-    return ledger.count(*OVER) - ledger.count(DONE)
+    failed = self.ledger().count(FAILED, records.INFEASIBLE)
+    # Whatever failed among the trials of lower numbers no longer counts.
+    self.study.set_user_attr("retried", len(self._trials()))
+    return failed
 
   def fail_dead(self) -> None:
     """Ends the trials of dead workers, so that their points are pending."""
-    for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+    for trial in self._trials(TrialState.RUNNING):
       if self._watch.is_dead(trial):
         with contextlib.suppress(*_FINISHED):  # Another worker noticed, too.
           self.study.tell(trial.number, state=TrialState.FAIL)
@@ -171,21 +154,20 @@ class TrialBoard:
     """
     trial = self.study.ask()
     trial.set_user_attr("lock", lock)
-    trials = self.study.get_trials(deepcopy=False)
-    records = zip(self._points, self._ledger(trials).records, strict=True)
-    pending = [point for point, record in records if record.status == PENDING]
+    pending = [
+      point
+      for point, record in zip(self._points, self.ledger().records, strict=True)
+      if record.status == records.PENDING
+    ]
     if pending:
-      # Workers that are about to take a point leave this one the next.
-      choosing = [t for t in _running_before(trial, trials) if not _values(t)]
-      point = pending[len(choosing) % len(pending)]
+      # Each worker that is about to take a point leaves the next to this one.
+      choosing = self._running_before(trial).count({})
+      point = pending[choosing % len(pending)]
       trial.set_user_attr("point", point.values)
       # Of several trials of a point, the one with the lowest number goes on.
       # A trial that has no point yet may be about to take the same.
-      trials = self.study.get_trials(deepcopy=False)
-      if not any(
-        _values(other) in (point.values, {})
-        for other in _running_before(trial, trials)
-      ):
+      others = self._running_before(trial)
+      if point.values not in others and {} not in others:
         return trial, point
     trial.set_user_attr("duplicate", True)
     self.study.tell(trial, state=TrialState.FAIL)
@@ -209,31 +191,19 @@ class TrialBoard:
       trial.set_user_attr("stopped", True)
       self.study.tell(trial, state=TrialState.FAIL)
 
-  def _ledger(self, trials):
-    retried = self.study.user_attrs.get("retried", 0)
-    tried = {}
-    for trial in trials:
-      if not trial.user_attrs.get("duplicate"):
-        tried.setdefault(_key(_values(trial)), []).append(trial)
-    return Ledger(
-      [
-        _record(point, tried.get(_key(point.values), []), retried)
-        for point in self._points
-      ]
-    )
+  def _trials(self, *states):
+    return self.study.get_trials(deepcopy=False, states=states or None)
+
+  def _running_before(self, trial):
+    """Returns the points of running trials with lower numbers."""
+    return [
+      _point(other)
+      for other in self._trials(TrialState.RUNNING)
+      if other.number < trial.number and "duplicate" not in other.user_attrs
+    ]
 
 
-def _running_before(trial, trials):
-  return [
-    other
-    for other in trials
-    if other.number < trial.number
-    and other.state == TrialState.RUNNING
-    and not other.user_attrs.get("duplicate")
-  ]
-
-
-def _values(trial):
+def _point(trial):
   # Sweeps that an earlier version began have the parameters alone.
   return trial.user_attrs.get("point", trial.params)
 
@@ -245,15 +215,13 @@ def _key(values):
 def _record(point, trials, retried):
   """Makes a point's record from its trials."""
   record = TrialRecord(point.values)
-  if not trials:
+  if not trials or trials[-1].state == TrialState.WAITING:
     return record
   latest = trials[-1]
   if latest.state == TrialState.RUNNING:
-    return dataclasses.replace(record, status=RUNNING)
-  if latest.state == TrialState.WAITING:
-    return record
+    return dataclasses.replace(record, status=records.RUNNING)
   if "row" in latest.user_attrs:
-    known = from_dict(latest.user_attrs["row"])
+    known = records.from_dict(latest.user_attrs["row"])
     return known if known.status == DONE or latest.number >= retried else record
   deaths = sum(
     not {"row", "stopped"} & set(trial.user_attrs)
@@ -262,6 +230,5 @@ def _record(point, trials, retried):
   )
   if deaths < MAX_STARTS:
     return record
-  return dataclasses.replace(
-    record, status=FAILED, reason=f"its worker died {deaths} times"
-  )
+  reason = f"its worker died {deaths} times"
+  return dataclasses.replace(record, status=FAILED, reason=reason)

@@ -94,7 +94,6 @@ def cells(
     *figures,
     ("parameters", "parameters", "{:,.0f}", 1),
     (f"{prefix}FLOPs / image", "flops", "{:.4g}", operations),
-    ("attention, MiB / image", "attention_bytes", "{:.3g}", 2**20),
     (f"{memory_title(found)}, MiB", "peak_memory_bytes", "{:.0f}", 2**20),
     ("images/s", "images_per_second", "{:.0f}", 1),
   ]

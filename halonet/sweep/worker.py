@@ -27,9 +27,10 @@ from halonet.sweep.records import (
   OVER,
   PENDING,
   RUNNING,
+  Ledger,
   TrialRecord,
 )
-from halonet.sweep.study import Ledger, TrialBoard, open_study
+from halonet.sweep.study import TrialBoard, open_study
 
 _POLL_SECONDS = 1
 _STEP = re.compile(r"step \d+/\d+ .*ETA (?:(\d+) days?, )?(\d+):(\d+):(\d+)")
@@ -71,7 +72,7 @@ class Worker:
     self.sweep, self.points = sweep, sweep.points()
     self._workdir, self._child, self._beat = workdir.rstrip("/"), child, beat
     self._prepare_folder()
-    study = open_study(workdir, url, new=True)
+    study = open_study(workdir, url)
     self._claim(study)
     self.board = TrialBoard(study, self.points, grace)
     self._seconds: list[float] = []  # How long this worker's trials have taken.

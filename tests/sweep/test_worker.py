@@ -17,7 +17,7 @@ import pytest
 from halonet.errors import UsageError
 from halonet.sweep import launch, pulse, records
 from halonet.sweep.grid import Sweep
-from halonet.sweep.study import MAX_STARTS, open_study
+from halonet.sweep.study import MAX_STARTS, open_study, read_board
 from halonet.sweep.worker import Worker
 
 CHILD = (sys.executable, str(pathlib.Path(__file__).parent / "stand_in.py"))
@@ -122,7 +122,7 @@ def test_a_killed_workers_trial_is_taken_up(tmp_path, url, elsewhere):
   wait_until(lambda: int(saved.read_text() or 0) >= 5)
   first.kill()
   end(first)
-  opened = open_study(str(workdir), url, new=False)
+  opened = open_study(str(workdir), url)
   (trial,) = opened.get_trials(states=(optuna.trial.TrialState.RUNNING,))
   lock = pathlib.Path(trial.user_attrs["lock"])
   assert pulse.is_held(str(lock)) is False
@@ -212,7 +212,7 @@ def test_a_workdir_by_another_path(tmp_path):
   worker.run()
   other = os.path.relpath(tmp_path / "run")
   assert Worker(sweep(("1",)), other, child=CHILD).board.ledger().is_complete
-  opened = open_study(other, None, new=False)
+  opened = read_board(other, None).study
   assert len(opened.trials) == 1
 
 
@@ -261,7 +261,7 @@ def test_a_worker_that_dies_on_a_trial_again_and_again(tmp_path):
 def test_a_sweep_of_before_there_were_tasks(tmp_path):
   """Its trials hold the old rows; nothing is trained again."""
   worker = Worker(sweep(("1", "2", "3")), str(tmp_path), child=CHILD)
-  row = dict(status="done", reason="", parameters=5, flops=7, device="1 × none")
+  row = dict(status="done", reason="", parameters=5, flops=7, attention_bytes=9)
   shape = dict(block_size=4, halo_size=1, window_size=None)
   for point, state in zip(
     worker.points, ("COMPLETE", "FAIL", "WAITING"), strict=True
@@ -304,13 +304,13 @@ def test_slips(tmp_path):
     Worker(sweep(), "gs://b/x")
   for url in ("nonsense", "postgresql://host/name", f"sqlite:///{tmp_path}"):
     with pytest.raises(UsageError, match=f"--storage {url} cannot be opened"):
-      open_study("x", url, new=True)
+      open_study("x", url)
   with pytest.raises(UsageError) as caught:
-    open_study("x", "postgresql://me:secret@host/name", new=True)
+    open_study("x", "postgresql://me:secret@host/name")
   assert "me:***@host/name cannot" in str(caught.value)
   assert "secret" not in str(caught.value)
   with pytest.raises(UsageError, match="no sweep has begun"):
-    open_study(str(tmp_path), None, new=False)
+    read_board(str(tmp_path), None)
 
 
 @pytest.mark.parametrize("told_before", [False, True])
