@@ -47,10 +47,7 @@ def open_study(workdir: str, url: str | None) -> optuna.Study:
   return optuna.create_study(
     storage=_open_storage(_storage_url(workdir, url)),
     sampler=optuna.samplers.RandomSampler(),  # Asked for nothing.
-    # Workers may name the workdir by different paths.
-    study_name=f"halonet sweep {workdir.rstrip('/')}"
-    if url
-    else "halonet sweep",
+    study_name=f"halonet sweep{shared}",
     direction="maximize",
     load_if_exists=True,
   )
