@@ -6,7 +6,6 @@ lends to one process only.
 """
 
 import collections
-import dataclasses
 import os
 import pathlib
 import signal
@@ -22,20 +21,6 @@ from halonet.sweep.records import DONE, FAILED, INFEASIBLE
 CHILD = (sys.executable, "-m", "halonet.sweep.child", str(os.getpid()))
 # What JAX, the system and TensorFlow say when memory ends.
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "ut of memory", "MemoryError", "bad_alloc")
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-  """How a training ended.
-
-  Attributes:
-    status: Status of its record; None if a signal ended it, and the same
-      command is to take it up again.
-    reason: Why it is not done, in a line.
-  """
-
-  status: str | None
-  reason: str = ""
 
 
 class Launcher(StopSignals):
@@ -57,7 +42,7 @@ class Launcher(StopSignals):
     folder: str,
     log: pathlib.Path,
     show: Callable[[str], None],
-  ) -> Outcome:
+  ) -> tuple[str | None, str]:
     """Begins or continues a training, and waits for its end.
 
     Args:
@@ -65,6 +50,10 @@ class Launcher(StopSignals):
       folder: its workdir.
       log: file to which its output is added.
       show: called with each line of the output.
+
+    Returns:
+      Status and reason of the record; status None if a signal ended the
+      training, and the same command is to take it up again.
     """
     _wait_for_lock(folder, show)
     # The TPU compiler adds some 200 lines to its word that memory ran out.
@@ -91,7 +80,7 @@ class Launcher(StopSignals):
           child.kill()
         code = child.wait()
     if self.signal and code:
-      return Outcome(None)
+      return None, ""
     return _outcome(code, tail)
 
   def _tell_child(self, number):
@@ -131,22 +120,22 @@ def _wait_for_lock(folder, show):
 
 def _outcome(code, tail):
   if code == 0:
-    return Outcome(DONE)
+    return DONE, ""
   if code in [end for n in STOP_SIGNALS for end in (128 + n, -n)]:
-    return Outcome(None)
+    return None, ""
   errors = [line for line in tail if line.startswith("error: ")]
   if errors:
     # UsageError's exit code: refused before anything was done.
     status = INFEASIBLE if code == 2 else FAILED
-    return Outcome(status, errors[-1].removeprefix("error: "))
+    return status, errors[-1].removeprefix("error: ")
   memory = [line for line in tail if any(sign in line for sign in _NO_MEMORY)]
   if memory:
-    return Outcome(FAILED, f"out of memory: {memory[-1].strip()[:400]}")
+    return FAILED, f"out of memory: {memory[-1].strip()[:400]}"
   if code == -signal.SIGKILL:
     reason = "killed by SIGKILL, as the system does when its memory is used up"
-    return Outcome(FAILED, reason)
+    return FAILED, reason
   if code < 0:
-    return Outcome(FAILED, f"killed by {signal.Signals(-code).name}")
+    return FAILED, f"killed by {signal.Signals(-code).name}"
   said = [line for line in tail if line.strip()]
   last = said[-1].strip() if said else "it said nothing"
-  return Outcome(FAILED, f"exit code {code}: {last[:400]}")
+  return FAILED, f"exit code {code}: {last[:400]}"

@@ -1,7 +1,7 @@
 """A worker: takes trial after trial of a grid until all are over.
 
-Any number of workers, on any machines, do the same on one storage. What a dead
-worker leaves is taken up by another one.
+Any number of workers, on any machines, share a storage. What a dead worker
+leaves is taken up by another one.
 """
 
 import dataclasses
@@ -137,7 +137,7 @@ class Worker:
     folder = f"{self._workdir}/{point.name}"
     log = self._log(point)
     _say(f"Trial {number} of {len(self.points)}: {point.name}, log in {log}")
-    record = TrialRecord(point.values, folder=folder)
+    record = TrialRecord(point.values, FAILED, folder=folder)
     try:
       config = self.sweep.config(point)
     except UsageError as error:
@@ -146,31 +146,26 @@ class Worker:
     arguments = [f"--config={self.sweep.base}", f"--workdir={folder}"]
     arguments += [f"--config.{word}" for word in self.sweep.overrides(point)]
     started = time.monotonic()
-    outcome = launcher.run(
+    status, reason = launcher.run(
       arguments, folder, log, lambda line: self._show(line, started)
     )
-    if outcome.status is None:
+    if status is None:
       raise Stopped(
         launcher.signal or signal.SIGTERM, "what the trial had reached is saved"
       )
-    if outcome.status != DONE:
-      return dataclasses.replace(
-        record, status=outcome.status, reason=outcome.reason
-      )
-    try:
-      text = (epath.Path(folder) / "results.json").read_text()
-      return record.with_results(json.loads(text))
-    except (OSError, ValueError) as error:
-      return dataclasses.replace(
-        record, status=FAILED, reason=f"no results.json: {error}"
-      )
+    if status == DONE:
+      try:
+        results = json.loads((epath.Path(folder) / "results.json").read_text())
+        return record.with_results(results)
+      except (OSError, ValueError) as error:
+        status, reason = FAILED, f"no results.json: {error}"
+    return dataclasses.replace(record, status=status, reason=reason)
 
   def _show(self, line, started):
     """Prints a line of a training if it says how far the training is."""
     step = _STEP.search(line)
     if step:
-      days, *clock = (int(text or 0) for text in step.groups())
-      hours, minutes, seconds = clock
+      days, hours, minutes, seconds = (int(text or 0) for text in step.groups())
       left = ((24 * days + hours) * 60 + minutes) * 60 + seconds
       line += self._grid_eta(time.monotonic() - started, left)
     if step or line.startswith(("Going on", "Waiting", "SIG", "This run is")):
@@ -238,14 +233,14 @@ def summary(record: TrialRecord) -> str:
     for name, value in record.figures.items()
     if isinstance(value, float)
   ]
-  if record.parameters:
-    words.append(f"{record.parameters:,} parameters")
-  if record.flops:
-    words.append(f"{record.flops / 1e6:.4g} MFLOPs an image")
-  if record.peak_memory_bytes:
-    words.append(f"{record.peak_memory_bytes / 2**30:.2f} GiB")
-  if record.images_per_second:
-    words.append(f"{record.images_per_second:.0f} images/s")
+  for value, unit, form in (
+    (record.parameters, 1, "{:,.0f} parameters"),
+    (record.flops, 1e6, "{:.4g} MFLOPs an image"),
+    (record.peak_memory_bytes, 2**30, "{:.2f} GiB"),
+    (record.images_per_second, 1, "{:.0f} images/s"),
+  ):
+    if value:
+      words.append(form.format(value / unit))
   return ", ".join(words)
 
 
