@@ -206,7 +206,7 @@ def posterize(pixels: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 
 
 def brightness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Blends black (0) with the image (1) and beyond; `ImageEnhance.Brightness`."""
+  """Blends black (0) with the image (1); `ImageEnhance.Brightness`."""
   return _blend([tf.constant(0)] * 3, pixels, factor)
 
 
@@ -219,12 +219,12 @@ def contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def color(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Blends grey (0) with the image (1) and beyond; `ImageEnhance.Color`."""
+  """Blends grey (0) with the image (1); `ImageEnhance.Color`."""
   return _blend([_luma(pixels)] * 3, pixels, factor)
 
 
 def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Blends smooth (0) with the image (1) and beyond; `ImageEnhance.Sharpness`."""
+  """Blends smooth (0) with the image (1); `ImageEnhance.Sharpness`."""
   centre = pixels[1:-1, 1:-1]
 
   def smooth(level):

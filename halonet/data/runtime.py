@@ -8,13 +8,12 @@ import os
 
 import tensorflow as tf
 
-# JAX owns the accelerators. A program that has used TensorFlow before keeps
-# its own settings, which can no longer be changed.
+# Once TensorFlow has been used, its settings can no longer be changed.
 with contextlib.suppress(RuntimeError):
+  # JAX owns the accelerators.
   tf.config.set_visible_devices([], "GPU")
-# Each thread makes one image. Threads within an operation would only compete
-# with these and cost a tenth of the time.
-with contextlib.suppress(RuntimeError):
+  # Each thread makes one image. Threads within an operation would only compete
+  # with these and cost a tenth of the time.
   tf.config.threading.set_intra_op_parallelism_threads(1)
 
 # Images made at once. The number that tf.data chooses makes 5 % fewer.

@@ -121,7 +121,7 @@ class Source(abc.ABC):
 Opener = Callable[[ml_collections.ConfigDict, Mapping[str, str]], Source]
 
 # Name → the opener, or where it is. All other names are those of TFDS.
-_SOURCES: dict[str, Opener | str] = {
+SOURCES: dict[str, Opener | str] = {
   "folder": "halonet.data.folder_source:FolderSource",
 }
 _TFDS = "halonet.data.tfds_source:TfdsSource"
@@ -133,14 +133,9 @@ def register(name: str, opener: Opener) -> None:
   Raises:
     ValueError: if the name is taken by another source.
   """
-  if _SOURCES.get(name, opener) is not opener:
+  if SOURCES.get(name, opener) is not opener:
     raise ValueError(f"there is a source {name!r} already")
-  _SOURCES[name] = opener
-
-
-def registered() -> list[str]:
-  """Lists the names of all sources that are not TFDS's."""
-  return list(_SOURCES)
+  SOURCES[name] = opener
 
 
 def open_source(
@@ -169,7 +164,7 @@ def describe(
 
   Args and errors are those of `open_source`.
   """
-  opener: Any = _SOURCES.get(data.name, _TFDS)
+  opener: Any = SOURCES.get(data.name, _TFDS)
   if isinstance(opener, str):
     module, _, attribute = opener.partition(":")
     opener = getattr(importlib.import_module(module), attribute)

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 import halonet.data.digits  # noqa: F401  Makes "digits" known to TFDS.
 from halonet.data.runtime import tf
-from halonet.data.sources import Source, Split, registered
+from halonet.data.sources import SOURCES, Source, Split
 from halonet.errors import UsageError, unknown
 
 # Named when a data set is not found; TFDS knows some hundreds more.
@@ -115,7 +115,7 @@ def load_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder(name, data_dir=data_dir)
   except (tfds.core.registered.DatasetNotFoundError, ImportError):
-    known = [*registered(), *_WELL_KNOWN]
+    known = [*SOURCES, *_WELL_KNOWN]
     everything = {*tfds.list_builders(with_community_datasets=False), *known}
     near = unknown("data set", name, everything).split("known:")[0]
     raise UsageError(
