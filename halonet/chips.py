@@ -7,24 +7,6 @@ import jax
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
-  """What the TPU compiler must be told of slices of a chip.
-
-  Attributes:
-    example: A topology, generation and shape in chips, such as "v5e:4x4".
-    options: What `get_topology_desc` needs beside the topology.
-  """
-
-  example: str
-  options: Mapping[str, object] = dataclasses.field(default_factory=dict)
-
-  @property
-  def generation(self) -> str:
-    """The topology's generation, such as "v5e"."""
-    return self.example.partition(":")[0]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
   """An accelerator, in numbers of one device as JAX counts them.
 
@@ -38,10 +20,11 @@ class Chip:
     hbm_bandwidth: Bytes/s between memory and device.
     clock_hz: Clock; None where nothing is counted in cycles.
     devices: Devices per chip.
-    vector_memory: Bytes of vector memory of a core; None if there is none.
-    kernel_dtypes: Operands that the fused TPU kernels may have; empty if there
-      are none that the chip's matrix units take.
-    slices: What the TPU compiler must be told; None if it does not know them.
+    vector_memory: Bytes of a core's vector memory; None if the fused kernels do
+      not run on the chip (before v4, it takes no bfloat16 operands).
+    topology: Example of a slice as the TPU compiler names it, generation and
+      shape in chips; None if it does not know the chip.
+    compiler_options: What the compiler must be told beside the topology.
   """
 
   kinds: tuple[str, ...]
@@ -51,8 +34,10 @@ class Chip:
   clock_hz: float | None = None
   devices: int = 1
   vector_memory: int | None = None
-  kernel_dtypes: tuple[str, ...] = ()
-  slices: Slice | None = None
+  topology: str | None = None
+  compiler_options: Mapping[str, object] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -65,94 +50,38 @@ _MIB, _GIB = 1 << 20, 1 << 30
 # They are the peak over the FLOPs of a cycle, 131,072, 262,144 and 524,288 on
 # v5e, v5p and v6e: the compiler's cycle estimates of large matrix products come
 # to 97, 96 and 87 per cent of them, and to 97 and 93 per cent on v3 and v4.
+# fmt: off
 CHIPS = (
+  Chip(("TPU v2",), 22.5e12, 8 * _GIB, 350e9, 0.70e9, devices=2),
   Chip(
-    kinds=("TPU v2",),
-    peak_flops=22.5e12,
-    hbm_bytes=8 * _GIB,
-    hbm_bandwidth=350e9,
-    clock_hz=0.70e9,
-    devices=2,
+    ("TPU v3",), 61.5e12, 16 * _GIB, 450e9, 0.94e9, 2, topology="v3:4x4"
   ),
   Chip(
-    kinds=("TPU v3",),
-    peak_flops=61.5e12,
-    hbm_bytes=16 * _GIB,
-    hbm_bandwidth=450e9,
-    clock_hz=0.94e9,
-    devices=2,
-    slices=Slice("v3:4x4"),
+    ("TPU v4",), 275e12, 32 * _GIB, 1200e9, 1.05e9, 1, 16 * _MIB, "v4:2x2x4",
+    {"chip_config_name": "megacore", "chips_per_host_bounds": [2, 2, 1]}
   ),
   Chip(
-    kinds=("TPU v4",),
-    peak_flops=275e12,
-    hbm_bytes=32 * _GIB,
-    hbm_bandwidth=1200e9,
-    clock_hz=1.05e9,
-    vector_memory=16 * _MIB,
-    kernel_dtypes=("bfloat16",),
-    slices=Slice(
-      "v4:2x2x4",
-      {"chip_config_name": "megacore", "chips_per_host_bounds": [2, 2, 1]},
-    ),
+    ("TPU v5 lite", "TPU v5e"), 197e12, 16 * _GIB, 819e9, 1.50e9,
+    vector_memory=128 * _MIB, topology="v5e:4x4"
   ),
   Chip(
-    kinds=("TPU v5 lite", "TPU v5e"),
-    peak_flops=197e12,
-    hbm_bytes=16 * _GIB,
-    hbm_bandwidth=819e9,
-    clock_hz=1.50e9,
-    vector_memory=128 * _MIB,
-    kernel_dtypes=("bfloat16",),
-    slices=Slice("v5e:4x4"),
+    ("TPU v5", "TPU v5p"), 459e12, 95 * _GIB, 2765e9, 1.75e9,
+    vector_memory=64 * _MIB, topology="v5p:2x2x2"
   ),
   Chip(
-    kinds=("TPU v5", "TPU v5p"),
-    peak_flops=459e12,
-    hbm_bytes=95 * _GIB,
-    hbm_bandwidth=2765e9,
-    clock_hz=1.75e9,
-    vector_memory=64 * _MIB,
-    kernel_dtypes=("bfloat16",),
-    slices=Slice("v5p:2x2x2"),
+    ("TPU v6 lite", "TPU v6e"), 918e12, 32 * _GIB, 1638e9, 1.75e9,
+    vector_memory=128 * _MIB, topology="v6e:4x4"
   ),
-  Chip(
-    kinds=("TPU v6 lite", "TPU v6e"),
-    peak_flops=918e12,
-    hbm_bytes=32 * _GIB,
-    hbm_bandwidth=1638e9,
-    clock_hz=1.75e9,
-    vector_memory=128 * _MIB,
-    kernel_dtypes=("bfloat16",),
-    slices=Slice("v6e:4x4"),
-  ),
-  Chip(
-    kinds=("NVIDIA A100",),
-    peak_flops=312e12,
-    hbm_bytes=80 * _GIB,
-    hbm_bandwidth=2039e9,
-  ),
-  Chip(
-    kinds=("NVIDIA H100 80GB HBM3",),
-    peak_flops=989e12,
-    hbm_bytes=80 * _GIB,
-    hbm_bandwidth=3350e9,
-  ),
-  Chip(
-    kinds=("NVIDIA H100 PCIe",),
-    peak_flops=756e12,
-    hbm_bytes=80 * _GIB,
-    hbm_bandwidth=2000e9,
-  ),
-  Chip(
-    kinds=("NVIDIA H200",),
-    peak_flops=989e12,
-    hbm_bytes=141 * 10**9,
-    hbm_bandwidth=4800e9,
-  ),
+  Chip(("NVIDIA A100",), 312e12, 80 * _GIB, 2039e9),
+  Chip(("NVIDIA H100 80GB HBM3",), 989e12, 80 * _GIB, 3350e9),
+  Chip(("NVIDIA H100 PCIe",), 756e12, 80 * _GIB, 2000e9),
+  Chip(("NVIDIA H200",), 989e12, 141 * 10**9, 4800e9),
 )
-# Chips whose slices the TPU compiler knows, by generation.
-GENERATIONS = {chip.slices.generation: chip for chip in CHIPS if chip.slices}
+# fmt: on
+# The chips whose slices the TPU compiler knows, by generation, such as "v5e".
+GENERATIONS = {
+  chip.topology.partition(":")[0]: chip for chip in CHIPS if chip.topology
+}
 
 
 def find_chip(device: jax.Device) -> Chip | None:

@@ -175,9 +175,8 @@ def test_a_form_is_forced_on_what_is_traced_inside():
     with dispatch.implementation("auto"):
       assert chosen("TPU v4", "xla") == "pallas_tpu"
   assert chosen("TPU v4", "xla", **PER_PIXEL) == "xla"
-  with pytest.raises(ValueError, match="implementation is 'cuda'"):
-    with dispatch.implementation("cuda"):
-      pass
+  with pytest.raises(ValueError, match="is 'cuda'; it must be one of auto, "):
+    dispatch.implementation("cuda").__enter__()
 
 
 def test_masked_windows_have_one_dispatch():
@@ -194,12 +193,3 @@ def test_masked_windows_have_one_dispatch():
   )
   expected = per_pixel_attention(*[x] * 3, *[table[3:6]] * 2, window_size=3)
   assert jnp.allclose(blocked, expected, atol=1e-5)
-
-
-def test_unknown_implementations_are_named():
-  x = jnp.zeros((1, 4, 4, 1, 2))
-  tables = [jnp.zeros((9, 1))] * 2
-  with pytest.raises(ValueError, match="must be one of auto, pallas_tpu, "):
-    blocked_local_attention(
-      x, x, x, *tables, block_size=4, halo_size=1, implementation="cuda"
-    )

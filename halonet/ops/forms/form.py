@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
@@ -94,6 +94,7 @@ class Place:
     return call
 
 
+@runtime_checkable
 class Form(Protocol):
   """One implementation of local attention.
 

@@ -18,14 +18,15 @@ class PallasTpu(Form):
       if dtype not in (jnp.float32, jnp.bfloat16):
         return f"it takes float32 or bfloat16, not {dtype}"
       return None
-    if place.chip is None or not place.chip.kernel_dtypes:
+    memory = place.chip.vector_memory if place.chip else None
+    if memory is None:
       return f"{place.kind} is not TPU v4, v5e, v5p or v6e"
-    if dtype.name not in place.chip.kernel_dtypes:
-      return f"it takes {' or '.join(place.chip.kernel_dtypes)}, not {dtype}"
+    if dtype != jnp.bfloat16:
+      return f"it takes bfloat16, not {dtype}"
     widths = query.shape[-1], value.shape[-1]
     if any(width % 8 for width in widths):
       return f"heads are {widths[0]} and {widths[1]} wide, not multiples of 8"
-    if fit(query, value, layer, place.chip.vector_memory) is None:
+    if fit(query, value, layer, memory) is None:
       return (
         f"not even a row of blocks fits in the vector memory of {place.kind}"
       )

@@ -56,14 +56,14 @@ print("CALLS", text.count('custom_call_target="tpu_custom_call"'))
 def test_kernels_compile_for_tpus(generation, fields):
   if not tpu.available():
     pytest.skip(f"needs {tpu.required_package()}")
-  slices = GENERATIONS[generation].slices
+  chip = GENERATIONS[generation]
   result = subprocess.run(
     [
       sys.executable,
       "-c",
       PROGRAM,
-      json.dumps(slices.example),
-      json.dumps(dict(slices.options)),
+      json.dumps(chip.topology),
+      json.dumps(chip.compiler_options),
       json.dumps(dict(heads=4) | fields),
     ],
     env=tpu.environment(),
