@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
-
 from halonet.data.mixing import draw_mix
 
 SIZE = 64

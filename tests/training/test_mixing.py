@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
-
 from halonet.training.mixing import mix
+from jax.sharding import NamedSharding, PartitionSpec
 
 BATCH, SIZE, CLASSES = 16, 12, 5
 
