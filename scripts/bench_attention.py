@@ -116,16 +116,13 @@ def main() -> None:
 
 
 def implementations(wanted: list[str] | None, per_pixel: bool) -> list[str]:
-  """Those that were asked for, or all that run here."""
+  """Returns those that were asked for, or all that run here."""
   import jax
 
   from halonet.ops.dispatch import IMPLEMENTATIONS
 
   known = [name for name in STYLES if name in IMPLEMENTATIONS]
-  if per_pixel:
-    known = ["gathered", *known]
-  else:
-    known.remove("direct")
+  known = ["gathered", *known] if per_pixel else known[1:]
   for name in wanted or ():
     if name not in known:
       message = unknown("implementation", name, known)
@@ -137,7 +134,7 @@ def implementations(wanted: list[str] | None, per_pixel: bool) -> list[str]:
 
 
 def find_layers(arguments, fields) -> collections.Counter:
-  """The local attentions of a model, by the shape of their input."""
+  """Counts the local attentions of a model, by the shape of their input."""
   import jax
   import jax.numpy as jnp
   from flax import linen as nn
@@ -183,21 +180,21 @@ def is_per_pixel(layer) -> bool:
 
 
 def window_of(layer) -> int:
-  """Side of what a query sees, in pixels."""
+  """Returns the side of what a query sees, in pixels."""
   if is_per_pixel(layer):
     return layer.window_size
   return layer.block_size + 2 * layer.halo_size
 
 
 def reaching(layer, pixels: int):
-  """The layer, seeing so far beyond its block or its pixel."""
+  """Returns the layer with another reach beyond its block or its pixel."""
   if is_per_pixel(layer):
     return layer.clone(window_size=2 * pixels + 1)
   return layer.clone(halo_size=pixels)
 
 
 def gathered(query, key, value, relative_height, relative_width):
-  """Per-pixel attention with all windows in memory, unmasked."""
+  """Computes per-pixel attention with all windows in memory, unmasked."""
   import jax
   import jax.numpy as jnp
 
@@ -222,7 +219,7 @@ def gathered(query, key, value, relative_height, relative_width):
 
 
 def attention_of(layer, name):
-  """A function of the five arrays, for one implementation; None: not for it."""
+  """Returns a function of the five arrays, or None if the form has no such."""
   from halonet.ops import attention
 
   if is_per_pixel(layer):
@@ -251,7 +248,7 @@ def attention_of(layer, name):
 
 
 def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
-  """Median seconds of a call, and memory, by the implementation's name."""
+  """Returns median seconds of a call, and memory, by implementation."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -269,15 +266,10 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
     offsets = num_offsets(layer.block_size, layer.halo_size)
     half = dim if layer.timm else dim // 2
   generator = np.random.default_rng(0)
+  maps = [(batch, height, width, heads, d) for d in (dim, dim, value_dim)]
   arrays = [
     jnp.asarray(generator.standard_normal(s, np.float32), arguments.dtype)
-    for s in (
-      (batch, height, width, heads, dim),
-      (batch, height, width, heads, dim),
-      (batch, height, width, heads, value_dim),
-      (offsets, half),
-      (offsets, half),
-    )
+    for s in (*maps, (offsets, half), (offsets, half))
   ]
   calls, found = {}, {}
   for name in names:
@@ -341,7 +333,7 @@ def table(rows, names) -> str:
 
 
 def totals(rows, names) -> str:
-  """The table's last rows: all layers together."""
+  """Returns the table's last rows: all layers together."""
   first, lines = names[0], []
   for what in PASSES:
     own = [row for row in rows if row["pass"] == what]
@@ -381,14 +373,14 @@ def draw(rows, about, arguments) -> None:
         ]
         if known:
           panel.plot(*zip(*known, strict=True), label=implementation, **style)
-      panel.set_xscale("log")
-      panel.set_yscale("log")
-      panel.xaxis.set_major_locator(FixedLocator(sides))
-      panel.xaxis.set_minor_locator(NullLocator())
-      panel.xaxis.set_major_formatter("{x:g}")
-      panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-      panel.yaxis.set_minor_locator(NullLocator())
-      panel.yaxis.set_major_formatter("{x:g}")
+      panel.loglog()
+      for axis, locator in (
+        (panel.xaxis, FixedLocator(sides)),
+        (panel.yaxis, LogLocator(subs=(1, 2, 5))),
+      ):
+        axis.set_major_locator(locator)
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:g}")
       panel.set_title(f"{what}: {name} per image")
       panel.set_xlabel("side of the window")
       panel.grid(which="both", color="lightgray", linewidth=0.5)

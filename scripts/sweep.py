@@ -4,8 +4,8 @@
   python scripts/sweep.py --config=configs/sweeps/window.py --workdir=DIR
   python scripts/sweep.py report --workdir=DIR
 
-The same command goes on after an interruption, adds a worker when it is given
-on another machine with the same --storage, and does nothing when the grid is
+The same command goes on after an interruption, adds a worker when it is run on
+another machine with the same --storage, and does nothing when the grid is
 finished.
 """
 
@@ -13,15 +13,15 @@ import argparse
 import pathlib
 import time
 
-from halonet import command
+from halonet import command, fields
 from halonet.errors import RunError, UsageError
 
 _EPILOG = """\
 --config.FIELD=VALUE sets a field in all trials, as scripts/train.sh takes it;
 --grid.FIELD=V1,V2 gives a field the values that are combined, and
---seeds=0,1,2 those of the seed. --storage takes any database of Optuna's, such
-as postgresql://USER@HOST/NAME, or journal:FILE on a disk that all workers
-share.
+--seeds=0,1,2 does so for the seed. --storage takes any database that Optuna
+supports, such as postgresql://USER@HOST/NAME, or journal:FILE on a disk that
+all workers share.
 """
 
 
@@ -58,7 +58,7 @@ def main() -> None:
   parser.add_argument(
     "--retry_failed",
     action="store_true",
-    help="train the trials again that failed",
+    help="train failed trials again",
   )
   parser.add_argument(
     "--dry_run",
@@ -73,7 +73,9 @@ def main() -> None:
     help="with --dry_run, compile for these TPUs, too: v5e:4x4,v4:2x2x4",
   )
   arguments, rest = parser.parse_known_args()
-  changes, grid = _fields(rest)
+  axes = [word for word in rest if word.startswith("--grid.")]
+  grid = fields.parse_overrides(axes, "--grid.")
+  changes = fields.parse_overrides([word for word in rest if word not in axes])
   if arguments.topology and not arguments.dry_run:
     raise UsageError("--topology is for --dry_run")
   if arguments.workdir is None:
@@ -84,93 +86,80 @@ def main() -> None:
     others = arguments.seeds, arguments.retry_failed, arguments.dry_run
     if rest or any(others):
       raise UsageError("report takes --workdir and --storage only")
-    _report(arguments)
+    from halonet.sweep.study import read_board
+
+    _report(arguments, read_board(arguments.workdir, arguments.storage))
     return
 
   from halonet.sweep.grid import read_sweep
 
   sweep = read_sweep(arguments.config, changes, grid, arguments.seeds)
   if arguments.dry_run:
-    from halonet.sweep import prediction
+    from halonet.sweep import dry_run
 
     topologies = ",".join(arguments.topology).split(",")
-    prediction.print_grid(sweep, [name for name in topologies if name])
+    dry_run.print_grid(sweep, [name for name in topologies if name])
     return
   _run(arguments, sweep)
 
 
-def _fields(words):
-  """Splits --config.FIELD=VALUE from --grid.FIELD=VALUES."""
-  found = {"config": {}, "grid": {}}
-  for word in words:
-    kind, dot, rest = word.removeprefix("--").partition(".")
-    if not word.startswith("--") or kind not in found or not dot:
-      raise UsageError(f"unknown argument {word}; see --help")
-    field, equals, value = rest.partition("=")
-    if not equals:
-      raise UsageError(f"{word}: write {word}=VALUE")
-    found[kind][field] = value
-  return found["config"], found["grid"]
-
-
 def _run(arguments, sweep):
-  from halonet.sweep import rows, trials
   from halonet.sweep.grid import check_data
+  from halonet.sweep.records import DONE, OVER
+  from halonet.sweep.worker import Worker
 
   started = time.monotonic()
-  worker = trials.Worker(sweep, arguments.workdir, arguments.storage)
+  worker = Worker(sweep, arguments.workdir, arguments.storage)
+  board = worker.board
   if arguments.retry_failed:
-    print(f"{worker.retry_failed()} failed trials are tried again", flush=True)
-  ledger = worker.ledger()
+    print(f"{board.retry_failed()} failed trials are tried again", flush=True)
+  ledger = board.ledger()
   finished = ledger.is_complete
+  total = len(ledger.records)
   if finished:
     print("This grid is finished.")
   else:
-    left = len(ledger.rows) - ledger.count(
-      rows.DONE, rows.FAILED, rows.INFEASIBLE
-    )
     grid = " × ".join(
       f"{field} {{{', '.join(texts)}}}" for field, texts in sweep.grid.items()
     )
     print(
-      f"Training {left} of {len(ledger.rows)} trials of {sweep.base}: {grid}",
+      f"Training {total - ledger.count(*OVER)} of {total} trials of"
+      f" {sweep.base}: {grid}",
       flush=True,
     )
     check_data(sweep)
     ledger = worker.run()
   counts = [
     f"{ledger.count(status)} {status}"
-    for status in (rows.DONE, rows.FAILED, rows.INFEASIBLE)
+    for status in OVER
     if ledger.count(status)
   ]
   taken = "" if finished else f", {time.monotonic() - started:.0f} s"
-  print(f"{len(ledger.rows)} trials: {', '.join(counts)}{taken}", flush=True)
-  _report(arguments, only_if_missing=finished)
-  if not ledger.count(rows.DONE):
+  print(f"{total} trials: {', '.join(counts)}{taken}", flush=True)
+  _report(arguments, board, only_if_missing=finished)
+  if not ledger.count(DONE):
     raise RunError(
-      f"no trial was trained to its end; the first: {ledger.rows[0].reason}."
+      f"no trial was trained to its end; the first: {ledger.records[0].reason}."
       " When that is mended, --retry_failed trains them again"
     )
 
 
-def _report(arguments, only_if_missing=False):
-  from halonet.sweep import report, rows, study, trials
-  from halonet.sweep.grid import Sweep
+def _report(arguments, board, only_if_missing=False):
+  from halonet.sweep import report
+  from halonet.sweep.records import PENDING, RUNNING
 
   folder = f"{arguments.workdir.rstrip('/')}/report"
   if only_if_missing and report.is_written(folder):
     print(f"Its report: {folder}/report.html")
     return
-  opened, swept = trials.load(arguments.workdir, arguments.storage)
-  points = Sweep("", {}, swept["grid"]).points()
-  ledger = rows.read_ledger(opened, points, study.MAX_RETRIES)
-  files = report.write(ledger.rows, folder)
+  ledger = board.ledger()
+  files = report.write(ledger.records, folder)
   print(f"Wrote {folder}: {', '.join(files)}")
   if not ledger.is_complete:
     print(
-      "Not finished:"
-      f" {ledger.count(rows.RUNNING)} running, {ledger.count(rows.PENDING)}"
-      " pending. Next: the command that began this sweep goes on with it"
+      f"Not finished: {ledger.count(RUNNING)} running,"
+      f" {ledger.count(PENDING)} pending. Next: the command that began this"
+      " sweep goes on with it"
     )
   else:
     print(f"Next: open {folder}/report.html in a browser")

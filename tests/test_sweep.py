@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from halonet.sweep import rows
+from halonet.sweep import records
 from halonet.sweep.grid import read_sweep
 from tests.conftest import small_overrides
 
@@ -209,4 +209,4 @@ def test_the_digits_grid_killed_and_taken_up(tmp_path, sweep):
     float(text) for text in re.findall(r"^  accuracy (\S+),", output, re.M)
   ]
   assert len(accuracies) == 4 and min(accuracies) > 0.9
-  assert rows.DONE in (workdir / "report" / "trials.csv").read_text()
+  assert records.DONE in (workdir / "report" / "trials.csv").read_text()

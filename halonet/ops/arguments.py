@@ -6,14 +6,7 @@ from halonet.ops import positions
 
 
 def check_blocked(
-  query,
-  key,
-  value,
-  relative_height,
-  relative_width,
-  block_size,
-  halo_size,
-  stride,
+  query, key, value, tables, block_size, halo_size, stride, relative_stride
 ):
   """Raises ValueError unless `blocked_local_attention` can take these."""
   for name, size, least in (
@@ -23,13 +16,18 @@ def check_blocked(
   ):
     if size < least:
       raise ValueError(f"{name} is {size}; it must be at least {least}")
+  if relative_stride is not None and not 1 <= relative_stride <= stride:
+    raise ValueError(
+      f"relative_stride is {relative_stride}; it must be from 1 to the stride,"
+      f" {stride}"
+    )
   check_arrays(query, key, value)
   offsets = positions.num_offsets(block_size, halo_size)
   asked = (
     f"block_size {block_size} and halo_size {halo_size} ask for 2·(block_size +"
     f" halo_size) − 1 = {offsets} rows"
   )
-  check_tables(query, relative_height, relative_width, offsets, asked)
+  check_tables(query, tables, offsets, asked)
 
 
 def check_count(name, value):
@@ -60,12 +58,10 @@ def check_arrays(query, key, value):
     )
 
 
-def check_tables(query, relative_height, relative_width, rows, asked):
+def check_tables(query, tables, rows, asked):
   """Raises ValueError, with `asked` in it, unless both tables have `rows`."""
-  for name, table in (
-    ("relative_height", relative_height),
-    ("relative_width", relative_width),
-  ):
+  names = "relative_height", "relative_width"
+  for name, table in zip(names, tables, strict=True):
     if table.ndim != 2 or table.shape[0] != rows:
       raise ValueError(f"{name} has shape {table.shape}; {asked}")
     if table.shape[1] > query.shape[-1]:

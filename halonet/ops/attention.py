@@ -86,21 +86,10 @@ def blocked_local_attention(
     ValueError: if a size is out of range, if the shapes do not fit, or if the
       implementation cannot serve them.
   """
+  tables = relative_height, relative_width
   arguments.check_blocked(
-    query,
-    key,
-    value,
-    relative_height,
-    relative_width,
-    block_size,
-    halo_size,
-    stride,
+    query, key, value, tables, block_size, halo_size, stride, relative_stride
   )
-  if relative_stride is not None and not 1 <= relative_stride <= stride:
-    raise ValueError(
-      f"relative_stride is {relative_stride}; it must be from 1 to the stride,"
-      f" {stride}"
-    )
   thinned = 1
   if block_size % stride:  # The queries sit differently in every block.
     if relative_stride not in (None, stride):
@@ -119,7 +108,7 @@ def blocked_local_attention(
     mask_padding=mask_padding,
     reach=(halo_size, halo_size) if mask_window else None,
   )
-  tables = positions.Tables(relative_height, relative_width, -layer.farthest)
+  tables = positions.Tables(*tables, first=-layer.farthest)
   output = dispatch.attend(implementation, query, key, value, tables, layer)
   return output if thinned == 1 else output[:, ::thinned, ::thinned]
 
@@ -181,9 +170,8 @@ def per_pixel_attention(
     relative_height = relative_width = jnp.zeros((window_size, 1), query.dtype)
   arguments.check_arrays(query, key, value)
   asked = f"window_size {window_size} asks for {window_size} rows"
-  arguments.check_tables(
-    query, relative_height, relative_width, window_size, asked
-  )
+  tables = relative_height, relative_width
+  arguments.check_tables(query, tables, window_size, asked)
   # An even window reaches a pixel farther after the query than before it, as
   # that of a convolution with "SAME" padding does.
   before, after = (window_size - 1) // 2, window_size // 2
@@ -195,7 +183,7 @@ def per_pixel_attention(
     mask_padding=mask_padding,
     reach=(before, after),
   )
-  tables = positions.Tables(relative_height, relative_width, -before)
+  tables = positions.Tables(*tables, first=-before)
   return dispatch.attend(implementation, query, key, value, tables, layer)
 
 
@@ -267,15 +255,9 @@ def blocked_local_attention_weights(
   Raises:
     ValueError: if a size is out of range or the shapes do not fit.
   """
+  tables = relative_height, relative_width
   arguments.check_blocked(
-    query,
-    key,
-    key,
-    relative_height,
-    relative_width,
-    block_size,
-    halo_size,
-    stride,
+    query, key, key, tables, block_size, halo_size, stride, relative_stride
   )
   if block_size % stride:
     raise ValueError(
@@ -291,7 +273,6 @@ def blocked_local_attention_weights(
     mask_padding=mask_padding,
     reach=(halo_size, halo_size) if mask_window else None,
   )
-  tables = relative_height, relative_width
   queries = folded.extended_queries(query, tables, layer)
   keys = folded.flat_windows(key, layer)
   weights, total = folded.softmax_terms(keys, queries)

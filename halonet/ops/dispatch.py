@@ -92,11 +92,8 @@ def choose(
 
   Args:
     name: one of `IMPLEMENTATIONS`; `implementation` overrides it.
-    query: `[batch, height, width, heads, head_dim]`, or only its shape.
-    key: the same; None if logits come from positions alone.
-    value: the same with `value_dim`.
-    layer: geometry of the layer.
-    place: where the attention will run.
+    query: as for `Form.attend`, like the arguments that follow; only shapes and
+      dtypes are looked at.
 
   Raises:
     ValueError: if there is no such implementation.

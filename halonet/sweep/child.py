@@ -1,10 +1,10 @@
-"""The training of a trial, as a process that does not outlive its worker.
+"""The training of one trial, as a process that does not outlive its worker.
 
   python -m halonet.sweep.child PARENT --config=FILE --workdir=DIR …
 
 is `python -m halonet.train --config=FILE --workdir=DIR …`, and gets SIGTERM
-when the process PARENT dies, however it does: it saves and leaves the
-accelerator.
+when the process PARENT dies, however it dies: the training saves and leaves
+the accelerator.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import signal
 import sys
 
 from halonet import command
+from halonet.signals import StopSignals
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,19 +26,18 @@ def main() -> None:
 
 
 def end_with(parent: int) -> None:
-  """Sends this process one SIGTERM when its parent dies.
+  """Sends this process a single SIGTERM when its parent dies.
 
-  The system tells of the death of every thread to which this process has been
-  handed over, so of that of one parent several times; and the parent may have
-  passed a SIGTERM on before. A second one would end a training before it has
-  saved.
+  Linux reports the death of every thread that this process was handed to, so
+  one parent's death may be reported several times, and the parent may have
+  passed on a SIGTERM before. A second SIGTERM would end a training before it
+  has saved.
   """
 
   def pass_on(number, frame):
     del frame
     signal.signal(number, signal.SIG_IGN)
-    signals = sys.modules.get("halonet.training.signals")
-    if signals is None or not signals.StopSignals.is_stopping:
+    if not StopSignals.is_stopping:
       signal.raise_signal(signal.SIGTERM)
 
   signal.signal(signal.SIGUSR1, pass_on)

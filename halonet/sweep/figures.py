@@ -1,4 +1,4 @@
-"""Figures of a grid: accuracy against the window, and against what it costs."""
+"""Figures of a grid: the best figure against the window, and against costs."""
 
 import io
 from collections.abc import Sequence
@@ -8,11 +8,10 @@ import matplotlib
 matplotlib.use("Agg")  # Files only, also where there is a screen.
 import matplotlib.pyplot as plt
 
-from halonet.sweep.report import Setting, flops_unit, memory_title
+from halonet.sweep.table import Setting, best_figure, flops_unit, memory_title
 
-_WINDOW_FIELDS = ("model.block_size", "model.halo_size", "model.window_size")
-WINDOW, COSTS = "accuracy_window.png", "accuracy_costs.png"
-# At 800 pixels across, as in a README, text is as large as the text around.
+WINDOW, COSTS = "window.png", "costs.png"
+# At 800 pixels across, as on a web page, text is as large as the text around.
 _STYLE = {
   "figure.dpi": 200,
   "font.size": 10,
@@ -29,80 +28,78 @@ _MARKERS = "osD^vP*X"
 def draw(found: Sequence[Setting]) -> dict[str, bytes]:
   """Draws all figures; names → PNGs. None without a finished trial."""
   found = [setting for setting in found if setting.done]
-  if not found:
-    return {}
+  pictures = {}
   with plt.rc_context(_STYLE):
-    pictures = {COSTS: _png(_costs(found))}
-    if any(setting.window is not None for setting in found):
-      pictures = {WINDOW: _png(_window(found))} | pictures
+    if any(setting.mean("window") is not None for setting in found):
+      pictures[WINDOW] = _png(_window(found))
+    if found:
+      pictures[COSTS] = _png(_costs(found))
   return pictures
 
 
 def curves(found: Sequence[Setting]) -> dict[str, list[Setting]]:
-  """One curve for each block, and for each value of the other fields."""
+  """Makes a curve for each value of the fields that it does not run along."""
+  along = _along(found)
   gathered: dict[str, list[Setting]] = {}
   for setting in found:
-    block = setting.first("block_size")
-    if block is not None:
-      words = [f"block {block}"]
-    elif setting.first("window_size") is not None:
-      words = ["per pixel"]
-    else:
-      words = ["no block"]
-    words += [
-      f"{field.rpartition('.')[2]} {text}"
+    words = [
+      f"{field.rpartition('.')[2].removesuffix('_size')} {text}"
       for field, text in setting.values.items()
-      if field not in _WINDOW_FIELDS
+      if field != along
     ]
     gathered.setdefault(", ".join(words), []).append(setting)
   for members in gathered.values():
-    members.sort(key=lambda setting: setting.window or 0)
+    members.sort(key=lambda setting: setting.mean("window") or 0)
   return gathered
+
+
+def _along(found):
+  """Finds the grid's last field that changes the window."""
+  for field in reversed(found[0].values):
+    windows = {}
+    for setting in found:
+      others = tuple((setting.values | {field: ""}).values())
+      windows.setdefault(others, set()).add(setting.mean("window"))
+    if any(len(values) > 1 for values in windows.values()):
+      return field
+  return None
 
 
 def pareto(
   points: Sequence[tuple[float, float]], less_is_better: bool
 ) -> list[int]:
-  """Indices of the points (cost, accuracy) that no other one beats.
+  """Finds the points (cost, figure) that no other point beats.
 
-  Those for which every more accurate point costs more (or, unless
-  `less_is_better`, has less of what is wanted), by cost.
+  Args:
+    points: pairs of which the second is better when it is higher.
+    less_is_better: whether the first is better when it is lower.
+
+  Returns:
+    Their indices; the best cost comes first.
   """
   sign = 1 if less_is_better else -1
   order = sorted(
     range(len(points)), key=lambda i: (sign * points[i][0], -points[i][1])
   )
-  front, best = [], float("-inf")
+  front, highest = [], float("-inf")
   for i in order:
-    if points[i][1] > best:
+    if points[i][1] > highest:
       front.append(i)
-      best = points[i][1]
+      highest = points[i][1]
   return front
 
 
 def _window(found):
-  found = [setting for setting in found if setting.window is not None]
   figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-  for number, (label, members, marker) in enumerate(_marked(curves(found))):
-    spreads = [100 * (s.spread("accuracy") or 0) for s in members]
-    axes.errorbar(
-      [setting.window for setting in members],
-      [100 * setting.mean("accuracy") for setting in members],
-      yerr=spreads if any(spreads) else None,
-      marker=marker,
-      # Smaller from curve to curve: what lies below is seen, too.
-      markersize=max(10 - 2 * number, 5),
-      capsize=4,
-      label=label,
-    )
-  axes.set_xlabel("window b + 2h, or k, pixels of the map")
-  axes.set_ylabel("test accuracy, %")
-  axes.set_xticks(sorted({setting.window for setting in found}))
-  axes.margins(0.08)
-  axes.legend(loc="best")
-  seeds = max(len(setting.done) for setting in found)
+  placed = _plot(axes, found, "window", line="-")
+  axes.set_xlabel("window, pixels of the map")
+  axes.set_xticks(sorted({x for _, (x, _) in placed}))
+  if any(curves(found)):
+    axes.legend(loc="best")
+  best, seeds = best_figure(found), max(len(s.done) for s in found)
+  axes.set_ylabel(f"test {best}")
   axes.set_title(
-    "Accuracy and window: "
+    f"{best.capitalize()} and window: "
     + (f"mean and spread of {seeds} seeds" if seeds > 1 else "one seed"),
     fontsize=11,
   )
@@ -121,35 +118,31 @@ def _costs(found):
     ("images_per_second", "training, images/s (more is better)", 1, False),
   )
   for axes, (name, title, unit, less) in zip(panels, costs, strict=True):
-    known = []
-    for number, (label, members, marker) in enumerate(_marked(curves(found))):
-      members = [s for s in members if s.mean(name) is not None]
-      known += members
-      axes.errorbar(
-        [s.mean(name) / unit for s in members],
-        [100 * s.mean("accuracy") for s in members],
-        yerr=[100 * (s.spread("accuracy") or 0) for s in members],
-        fmt=marker,
-        markersize=max(8 - 1.5 * number, 5),
-        elinewidth=1,
-        label=label,
-      )
-    points = [(s.mean(name) / unit, 100 * s.mean("accuracy")) for s in known]
-    front = pareto(points, less)
+    placed = _plot(axes, found, name, unit)
+    front = pareto([point for _, point in placed], less)
     axes.plot(
-      [points[i][0] for i in front],
-      [points[i][1] for i in front],
+      [placed[i][1][0] for i in front],
+      [placed[i][1][1] for i in front],
       color="0.5",
       linestyle="--",
       linewidth=1.2,
       zorder=0,
       label="Pareto front",
     )
+    for i in front:  # Named on the side where the line is not.
+      axes.annotate(
+        _short(placed[i][0]),
+        placed[i][1],
+        xytext=(-5 if less else 5, 6),
+        textcoords="offset points",
+        ha="right" if less else "left",
+        fontsize=8,
+        color="0.35",
+      )
     axes.set_xlabel(title, fontsize=9)
     axes.locator_params(axis="x", nbins=4)
     axes.margins(0.3, 0.15)
-    _label(axes, [(known[i], points[i]) for i in front], left=less)
-  panels[0].set_ylabel("test accuracy, %")
+  panels[0].set_ylabel(f"test {best_figure(found)}")
   handles, labels = panels[0].get_legend_handles_labels()
   figure.legend(
     handles, labels, loc="outside lower center", ncols=4, fontsize=9
@@ -157,34 +150,34 @@ def _costs(found):
   return figure
 
 
-def _label(axes, front, left):
-  """Names the points of a front, on the side where its line is not."""
-  axes.get_xlim(), axes.get_ylim()  # Fixes the scales.
-  above = []
-  for setting, point in front:
-    x, y = axes.transLimits.transform(point)
-    crowded = any(abs(x - u) < 0.25 and abs(y - v) < 0.06 for u, v in above)
-    if not crowded:
-      above.append((x, y))
-    if setting.window is None:
-      continue
-    block, halo = (setting.first(name) for name in ("block_size", "halo_size"))
-    axes.annotate(
-      f"k{setting.window}" if block is None else f"b{block} h{halo}",
-      point,
-      xytext=(-5 if left != crowded else 5, -13 if crowded else 6),
-      textcoords="offset points",
-      ha="right" if left != crowded else "left",
-      fontsize=8,
-      color="0.35",
+def _plot(axes, found, name, unit=1, line="none"):
+  """Plots the best figure against another; returns settings and points."""
+  best, plotted = best_figure(found), []
+  for number, (label, members) in enumerate(curves(found).items()):
+    members = [s for s in members if s.mean(name) is not None]
+    points = [(s.mean(name) / unit, s.mean(best)) for s in members]
+    spreads = [s.spread(best) or 0 for s in members]
+    axes.errorbar(
+      [x for x, _ in points],
+      [y for _, y in points],
+      yerr=spreads if any(spreads) else None,
+      linestyle=line,
+      marker=_MARKERS[number % len(_MARKERS)],
+      # Smaller from curve to curve, so that curves below are seen, too.
+      markersize=max(9 - 2 * number, 5),
+      capsize=4,
+      label=label,
     )
+    plotted += zip(members, points, strict=True)
+  return plotted
 
 
-def _marked(gathered):
-  return [
-    (*curve, _MARKERS[number % len(_MARKERS)])
-    for number, curve in enumerate(gathered.items())
-  ]
+def _short(setting):
+  """Returns a setting as a few letters, such as "b4 h1"."""
+  return " ".join(
+    f"{field.rpartition('.')[2][0]}{text}"
+    for field, text in list(setting.values.items())[:3]
+  )
 
 
 def _png(figure):

@@ -1,20 +1,26 @@
 """What a sweep trains: a base config, and fields with several values.
 
-All values are texts here, as they stand on the command line behind
-`--config.FIELD=`: that is how a trial's training gets them.
+All values are texts here, as they stand on the command line after
+`--config.FIELD=`, because a trial's training gets them there.
 """
 
-import ast
 import dataclasses
 import itertools
 import re
 import zlib
 from typing import Any
 
+import jax
 import ml_collections
 
+from halonet import fields
 from halonet.errors import UsageError, unknown
+from halonet.models import registry
+from halonet.tasks.registry import make_task
 from halonet.training import config as config_lib
+
+# A worker must not take the accelerator, which its trainings need.
+jax.config.update("jax_platforms", "cpu")
 
 _FIELDS = ("base", "set", "grid", "seeds")
 
@@ -24,8 +30,8 @@ class Point:
   """One trial of a grid.
 
   Attributes:
-    values: of the fields of the grid, with the seed.
-    name: of the folder in which it trains.
+    values: Values of the grid's fields, with the seed.
+    name: Name of the folder in which it trains.
   """
 
   values: dict[str, str]
@@ -33,7 +39,7 @@ class Point:
 
   @property
   def setting(self) -> dict[str, str]:
-    """The values but for the seed, which is a repetition."""
+    """Values without the seed, which makes a repetition."""
     return {field: v for field, v in self.values.items() if field != "seed"}
 
 
@@ -42,9 +48,9 @@ class Sweep:
   """A grid of trainings.
 
   Attributes:
-    base: the config, as `--config` of the training takes it.
-    changes: fields of it that have another value in all trials.
-    grid: fields with the values that are combined, the seeds as the last.
+    base: Config file, as `--config` of the training takes it.
+    changes: Fields of it that have another value in all trials.
+    grid: Fields with the values that are combined, the seeds as the last.
   """
 
   base: str
@@ -52,7 +58,7 @@ class Sweep:
   grid: dict[str, tuple[str, ...]]
 
   def points(self) -> list[Point]:
-    """All combinations, the last field running fastest."""
+    """Returns all combinations, the last field running fastest."""
     short = [field.rpartition(".")[2] for field in self.grid]
     labels = {
       field: name if short.count(name) == 1 else field
@@ -68,16 +74,16 @@ class Sweep:
     return points
 
   def overrides(self, point: Point | None = None) -> list[str]:
-    """The `field=value` of a trial, or of what all trials share."""
-    fields = self.changes | (point.values if point else {})
-    return [f"{field}={text}" for field, text in fields.items()]
+    """Returns the `field=value` of a trial, or those that all trials share."""
+    values = self.changes | (point.values if point else {})
+    return [f"{field}={text}" for field, text in values.items()]
 
   def config(self, point: Point | None = None) -> ml_collections.ConfigDict:
-    """The complete config of a trial; UsageError if it is impossible."""
+    """Builds the config of a trial; UsageError if it is impossible."""
     return config_lib.load_config(self.base, self.overrides(point))
 
   def to_dict(self) -> dict[str, Any]:
-    """What makes it this sweep and no other; for `differences`."""
+    """Returns what makes it this sweep and no other, for `differences`."""
     return {
       "grid": {field: list(texts) for field, texts in self.grid.items()},
       "config": config_lib.to_json(self.config()),
@@ -94,9 +100,9 @@ def read_sweep(
 
   Args:
     source: `configs/sweeps/window.py` says what its `get_config` returns.
-    changes: field → value, more of what the file's `set` holds.
-    grid: field → values with commas between, in place of the file's.
-    seeds: the same for the seeds.
+    changes: field → value, in addition to the file's `set`.
+    grid: field → comma-separated values, in place of the file's.
+    seeds: comma-separated seeds, in place of the file's.
 
   Raises:
     UsageError: that names the field, the value and the remedy.
@@ -110,29 +116,21 @@ def read_sweep(
       f"{source}: base is {file.get('base')!r}; it must be a config file, such"
       " as configs/digits.py"
     )
-  values = {
-    field: _listed(f"{source}: grid {field}", given)
-    for field, given in dict(file.get("grid", {})).items()
-  }
-  values |= {
-    field: _split(f"--grid.{field}", text)
-    for field, text in (grid or {}).items()
-  }
-  if "seed" in values:
+  given = dict(file.get("grid", {})) | (grid or {})
+  if "seed" in given:
     raise UsageError("the grid holds seed; its values are those of seeds")
-  if seeds is not None:
-    values["seed"] = _split("--seeds", seeds)
-  else:
-    values["seed"] = _listed(f"{source}: seeds", file.get("seeds", (0,)))
+  given["seed"] = file.get("seeds", (0,)) if seeds is None else seeds
   fixed = {field: _text(v) for field, v in dict(file.get("set", {})).items()}
   fixed |= changes or {}
-  for field in fixed:
-    if field in values:
-      option = "--seeds" if field == "seed" else f"--grid.{field}"
+  values = {}
+  for field, texts in given.items():
+    option = "--seeds" if field == "seed" else f"--grid.{field}"
+    if field in fixed:
       raise UsageError(
         f"config.{field} is {fixed[field]} and has values in the grid, too; to"
         f" have but this one, write {option}={fixed[field]}"
       )
+    values[field] = _values(option, texts)
   sweep = Sweep(file["base"], fixed, values)
   known = config_lib.field_names(sweep.config())
   for field in values:
@@ -141,46 +139,55 @@ def read_sweep(
   return sweep
 
 
+def window(config: ml_collections.ConfigDict) -> int | None:
+  """Returns the side of what a query attends to, in pixels of its map.
+
+  None for a model without local attention.
+  """
+  fields = config.model.to_dict()
+  model = registry.create_model(fields.pop("name"), **fields)
+  return getattr(model, "window", None)
+
+
 def check_data(sweep: Sweep) -> None:
-  """Finds a slip in the data set, which all trials share, before the first.
+  """Checks the data set that all trials share before the first one begins.
 
   Raises:
-    UsageError: as each of them would, one after another.
+    UsageError: that every trial would raise.
   """
   if any(field.startswith("data.") for field in sweep.grid):
     return
   from halonet.data import sources  # TensorFlow takes seconds to load.
 
-  data = sweep.config().data
-  source = sources.open_source(data)
+  config = sweep.config()
+  source = sources.open_source(config.data, make_task(config).needs)
   for field in ("train_split", "test_split"):
-    source.split(field, data[field])
+    source.split(field, config.data[field])
 
 
 def differences(
   old: dict[str, Any], new: dict[str, Any]
 ) -> tuple[list[str], list[str]]:
-  """Lists in what two sweeps' `to_dict` differ, as `field: old → new`.
+  """Lists how two sweeps' `to_dict` differ, as `field: old → new`.
 
   Returns:
-    What makes another sweep, and what may change: it does not change what is
-    learned.
+    The differences that make another sweep, and those that do not change what
+    is learned.
   """
   grids = old["grid"], new["grid"]
+  words = [{f: " ".join(texts) for f, texts in grid.items()} for grid in grids]
   refused = [
-    f"grid {field}: {' '.join(grids[0].get(field, ['absent']))} →"
-    f" {' '.join(grids[1].get(field, ['absent']))}"
-    for field in sorted(grids[0].keys() | grids[1].keys())
-    if grids[0].get(field) != grids[1].get(field)
+    f"grid {f}: {words[0].get(f, 'absent')} → {words[1].get(f, 'absent')}"
+    for f in sorted(words[0].keys() | words[1].keys())
+    if grids[0].get(f) != grids[1].get(f)
   ]
-  lists = config_lib.differences(
-    config_lib.from_json(old["config"]), config_lib.from_json(new["config"])
-  )
-  in_both = grids[0].keys() & grids[1].keys()
+  both = grids[0].keys() & grids[1].keys()
   other, changed = (
-    # Of a field of the grid, the base's own value counts for nothing.
-    [text for text in texts if text.partition(":")[0] not in in_both]
-    for texts in lists
+    # The base's own value of a field of the grid is never trained.
+    [text for text in texts if text.partition(":")[0] not in both]
+    for texts in config_lib.differences(
+      config_lib.from_json(old["config"]), config_lib.from_json(new["config"])
+    )
   )
   return refused + other, changed
 
@@ -189,31 +196,24 @@ def _text(value):
   return value if isinstance(value, str) else repr(value)
 
 
-def _listed(name, values):
-  if not isinstance(values, tuple | list):
-    raise UsageError(f"{name} is {values!r}; it must be a tuple of values")
-  return _checked(name, [_text(value) for value in values])
-
-
-def _split(name, text):
-  """Values with commas between; those within brackets belong to a value."""
-  try:
-    values = ast.literal_eval(f"[{text}]")
-  except (ValueError, SyntaxError):  # Bare words.
-    values = [word.strip() for word in text.split(",")]
-  return _checked(name, [_text(value) for value in values])
-
-
-def _checked(name, texts):
-  if not texts or not all(texts):
-    raise UsageError(f"{name} lacks a value; write such as 2,4")
+def _values(option, given):
+  """Returns a field's values as texts; UsageError if they are no values."""
+  if isinstance(given, str):
+    split = fields.parse(f"[{given}]")  # Commas in brackets split nothing.
+    bare = [word.strip() for word in given.split(",")]
+    given = bare if isinstance(split, str) else split
+  if not isinstance(given, tuple | list):
+    raise UsageError(f"{option} is {given!r}; it must be a tuple of values")
+  texts = tuple(map(_text, given))
+  if not all(texts) or not texts:
+    raise UsageError(f"{option} lacks a value; write such as 2,4")
   if len(set(texts)) < len(texts):
-    raise UsageError(f"{name} is {', '.join(texts)}: one of them stands twice")
-  return tuple(texts)
+    raise UsageError(f"{option} is {', '.join(texts)}: one stands twice")
+  return texts
 
 
 def _slug(text):
-  """A value as a part of a folder's name."""
+  """Returns a value as a part of a folder's name."""
   slug = re.sub(r"[^\w.+-]+", "-", text).strip("-")[-40:]
   if slug == text:
     return text

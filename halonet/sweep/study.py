@@ -1,66 +1,101 @@
-"""Where a grid's workers meet: an Optuna study, and a pulse of each worker.
+"""Where the workers of a grid meet: an Optuna study that they share.
 
-A trial whose worker has died is put back, so that another one takes it up. The
-databases of Optuna notice a death by a heartbeat. Its journal has none, and
-gets one here, of the same kind. A death on the same machine is noticed at once:
-each worker holds a lock, which the system gives up with it.
+Each worker creates its trials itself and notes in their user attributes what
+others must know: "point", the values that are trained, "duplicate" if another
+worker trains them already, "stopped" if a signal ended the trial, "row", the
+record of what became of it, and the signs of life of `halonet.sweep.pulse`.
 """
 
 import contextlib
-import fcntl
+import dataclasses
 import os
 import re
-import tempfile
 import time
-import uuid
-import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
 
 import optuna
-import sqlalchemy.exc
-from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages._heartbeat import BaseHeartbeat
-from optuna.storages.journal import JournalFileBackend
+import sqlalchemy
 from optuna.trial import TrialState
 
 from halonet.errors import UsageError
+from halonet.sweep import records
+from halonet.sweep.grid import Point, Sweep
+from halonet.sweep.pulse import Watch
+from halonet.sweep.records import DONE, FAILED, Ledger, TrialRecord
 
-HEARTBEAT_SECONDS = 30
-GRACE_SECONDS = 150
 # How often a trial is begun whose worker dies on it: it may be what kills them.
-MAX_RETRIES = 20
+MAX_STARTS = 21
+# What Optuna raises for a trial that another worker has ended.
+_FINISHED = (ValueError, optuna.exceptions.UpdateFinishedTrialError)
 
 
-def open_storage(
-  url: str,
-  heartbeat: int = HEARTBEAT_SECONDS,
-  grace: int = GRACE_SECONDS,
-) -> optuna.storages.BaseStorage:
-  """Opens what the workers share, and makes it where it is missing.
+def open_study(workdir: str, url: str | None) -> optuna.Study:
+  """Opens the study of a sweep, and makes it where it is missing.
 
   Args:
+    workdir: of the sweep, whose name the study has in a shared database.
     url: of a database, as SQLAlchemy writes it (`sqlite:///FILE`,
-      `postgresql://…`, `mysql://…`), or `journal:FILE` for Optuna's journal.
-    heartbeat: seconds between signs of life of a trial's worker.
-    grace: seconds without one, after which the worker counts as dead.
+      `postgresql://…`, `mysql://…`), or `journal:FILE` for Optuna's journal;
+      None for a SQLite file in the workdir.
 
   Raises:
-    UsageError: if there is none.
+    UsageError: if the storage cannot be opened.
   """
-  for _ in range(4):
-    try:
-      return _open(url, heartbeat, grace)
-    except sqlalchemy.exc.OperationalError as error:
-      if "already exists" not in str(error):
-        break
-      time.sleep(1)  # Another worker makes the tables at this moment.
-    except Exception:  # Whatever the database's driver raises: said below.
-      break
+  optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+  # Workers may name the workdir by different paths.
+  shared = f" {workdir.rstrip('/')}" if url else ""
+  return optuna.create_study(
+    storage=_open_storage(_storage_url(workdir, url)),
+    sampler=optuna.samplers.RandomSampler(),  # Asked for nothing.
+    study_name=f"halonet sweep{shared}",
+    direction="maximize",
+    load_if_exists=True,
+  )
+
+
+def read_board(workdir: str, url: str | None) -> "TrialBoard":
+  """Opens the board of a sweep that has begun; UsageError if none has."""
+  where = _storage_url(workdir, url)
+  path = where.removeprefix("sqlite:///").removeprefix("journal:")
+  if path != where and not os.path.exists(path):
+    raise UsageError(f"{path} does not exist: no sweep has begun there")
+  study = open_study(workdir, url)
+  sweep = study.user_attrs.get("sweep")
+  if sweep is None:
+    raise UsageError(
+      f"{where} holds no sweep of --workdir {workdir}; name --workdir and"
+      " --storage as they were named when the sweep began"
+    )
+  return TrialBoard(study, Sweep("", {}, sweep["grid"]).points())
+
+
+def _storage_url(workdir, url):
+  if not url and "://" in workdir:
+    raise UsageError(
+      f"--workdir {workdir} cannot hold the sweep's database; name one, such as"
+      " --storage=postgresql://USER@HOST/NAME, or --storage=journal:FILE"
+    )
+  return url or f"sqlite:///{os.path.join(workdir, 'sweep.db')}"
+
+
+def _open_storage(url, attempts=5):
   try:
-    return _open(url, heartbeat, grace)
-  except Exception as error:
+    if url.startswith("journal:"):
+      path = url.removeprefix("journal:")
+      os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+      backend = optuna.storages.journal.JournalFileBackend(path)
+      return optuna.storages.JournalStorage(backend)
+    # A connection for each transaction: trials outlast connections.
+    options = {"poolclass": sqlalchemy.NullPool}
+    if url.startswith("sqlite"):
+      options["connect_args"] = {"timeout": 60}
+    return optuna.storages.RDBStorage(url, engine_kwargs=options)
+  except Exception as error:  # Whatever the database's driver raises.
+    # Another worker makes the tables at this moment.
+    busy = isinstance(error, sqlalchemy.exc.IntegrityError)
+    if attempts > 1 and (busy or "already exists" in str(error)):
+      time.sleep(1)
+      return _open_storage(url, attempts - 1)
     reason = str(error.__cause__ or error).strip().splitlines()
     shown = re.sub("://([^:/@]*):[^@]*@", r"://\1:***@", url)  # No password.
     raise UsageError(
@@ -70,139 +105,127 @@ def open_storage(
     ) from error
 
 
-def _open(url, heartbeat, grace):
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore", ExperimentalWarning)
-    return _storage(url, heartbeat, grace)
+class TrialBoard:
+  """Hands the points of a grid to workers, and keeps what became of them.
 
-
-def _storage(url, heartbeat, grace):
-  retry = optuna.storages.RetryHeartbeatStaleTrialCallback(MAX_RETRIES)
-  if url.startswith("journal:"):
-    path = url.removeprefix("journal:")
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    return _Journal(JournalFileBackend(path), heartbeat, grace, retry)
-  options = {}
-  if url.startswith("sqlite"):
-    options["connect_args"] = {"timeout": 60}
-  else:
-    options["pool_pre_ping"] = True  # Trials outlast connections.
-  return _Database(
-    url,
-    engine_kwargs=options,
-    heartbeat_interval=heartbeat,
-    grace_period=grace,
-    heartbeat_stale_trial_callback=retry,
-  )
-
-
-def put_back(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-  """Queues a trial's values once more, for any worker."""
-  place = ("grid_id", "search_space")  # The sampler's marks.
-  study.add_trial(
-    optuna.create_trial(
-      state=TrialState.WAITING,
-      params=trial.params,
-      distributions=trial.distributions,
-      system_attrs={name: trial.system_attrs[name] for name in place},
-    )
-  )
-
-
-def notice_deaths(study: optuna.Study) -> None:
-  """Puts the trials of dead workers back."""
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore", ExperimentalWarning)
-    optuna.storages.fail_stale_trials(study)
-
-
-@contextlib.contextmanager
-def pulse() -> Iterator[str]:
-  """Holds a lock file of this worker's, and gives its path."""
-  path = os.path.join(
-    tempfile.gettempdir(), f"halonet-sweep-{uuid.uuid4().hex}.lock"
-  )
-  with open(path, "w") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-      yield path
-    finally:
-      os.remove(path)
-
-
-def begun_here(trial: optuna.Trial, lock: str) -> None:
-  """Notes whose a trial is, by the path that `pulse` gave."""
-  # By number: what a trial inherits when it is put back is another's.
-  trial.set_user_attr(f"lock {trial.number}", lock)
-
-
-def is_held(path: str) -> bool | None:
-  """Whether a process of this machine holds a lock file; None: no such file."""
-  try:
-    with open(path, "r+") as file:  # Network disks lock for writers only.
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return True
-  except OSError:
-    return None
-  return False
-
-
-def _dead_here(trials):
-  for trial in trials:
-    path = trial.user_attrs.get(f"lock {trial.number}")
-    if path is not None and is_held(path) is False:
-      yield trial._trial_id
-
-
-def _running(storage, study_id):
-  return storage.get_all_trials(study_id, False, (TrialState.RUNNING,))
-
-
-class _Database(RDBStorage):
-  def record_heartbeat(self, trial_id: int) -> None:
-    # The next one makes up for what a disturbed connection loses.
-    with contextlib.suppress(optuna.exceptions.StorageInternalError):
-      super().record_heartbeat(trial_id)
-
-  def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-    stale = super()._get_stale_trial_ids(study_id)
-    return sorted({*stale, *_dead_here(_running(self, study_id))})
-
-
-class _Journal(JournalStorage, BaseHeartbeat):
-  """The journal with a heartbeat: a number that changes while a worker lives.
-
-  Each worker sees by its own clock for how long a number has not changed, so
-  the clocks of the machines need not agree.
+  Attributes:
+    study: The study that the workers share.
   """
 
-  def __init__(self, backend, interval, grace, callback):
-    super().__init__(backend)
-    self._interval, self._grace, self._callback = interval, grace, callback
-    self._seen: dict[int, tuple[Any, float]] = {}
+  def __init__(
+    self, study: optuna.Study, points: Sequence[Point], grace: float = 150
+  ):
+    """Takes all points of the grid, and the seconds of `Watch`."""
+    self.study, self._points, self._watch = study, points, Watch(grace)
 
-  def record_heartbeat(self, trial_id: int) -> None:
-    # It is finished if it was given to another worker in the meantime.
-    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-      self.set_trial_system_attr(trial_id, "heartbeat", uuid.uuid4().hex)
+  def ledger(self) -> Ledger:
+    """Reads the state of the grid."""
+    retried = self.study.user_attrs.get("retried", 0)
+    tried = {}
+    for trial in self._trials():
+      if "duplicate" not in trial.user_attrs:
+        tried.setdefault(_key(_point(trial)), []).append(trial)
+    return Ledger(
+      [_record(p, tried.get(_key(p.values), ()), retried) for p in self._points]
+    )
 
-  def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-    trials = _running(self, study_id)
-    now = time.monotonic()
-    stale = set(_dead_here(trials))
-    for trial in trials:
-      beat = trial.system_attrs.get("heartbeat")
-      last, since = self._seen.get(trial._trial_id, (None, now))
-      if beat != last:
-        since = now
-      self._seen[trial._trial_id] = (beat, since)
-      if now - since > self._grace:
-        stale.add(trial._trial_id)
-    return sorted(stale)
+  def retry_failed(self) -> int:
+    """Makes failed and infeasible trials pending; returns their number."""
+    failed = self.ledger().count(FAILED, records.INFEASIBLE)
+    # Whatever failed among the trials of lower numbers no longer counts.
+    self.study.set_user_attr("retried", len(self._trials()))
+    return failed
 
-  def get_heartbeat_interval(self) -> int:
-    return self._interval
+  def fail_dead(self) -> None:
+    """Ends the trials of dead workers, so that their points are pending."""
+    for trial in self._trials(TrialState.RUNNING):
+      if self._watch.is_dead(trial):
+        with contextlib.suppress(*_FINISHED):  # Another worker noticed, too.
+          self.study.tell(trial.number, state=TrialState.FAIL)
 
-  def get_heartbeat_stale_trial_callback(self):
-    return self._callback
+  def take(self, lock: str) -> tuple[optuna.Trial, Point] | None:
+    """Takes a pending point; None if another worker was faster.
+
+    Args:
+      lock: path of the worker's lock file.
+    """
+    trial = self.study.ask()
+    trial.set_user_attr("lock", lock)
+    pending = [
+      point
+      for point, record in zip(self._points, self.ledger().records, strict=True)
+      if record.status == records.PENDING
+    ]
+    if pending:
+      # Each worker that is about to take a point leaves the next to this one.
+      choosing = self._running_before(trial).count({})
+      point = pending[choosing % len(pending)]
+      trial.set_user_attr("point", point.values)
+      # Of several trials of a point, the one with the lowest number goes on.
+      # A trial that has no point yet may be about to take the same.
+      others = self._running_before(trial)
+      if point.values not in others and {} not in others:
+        return trial, point
+    trial.set_user_attr("duplicate", True)
+    self.study.tell(trial, state=TrialState.FAIL)
+    return None
+
+  def record(self, trial: optuna.Trial, record: TrialRecord) -> bool:
+    """Ends a trial; False if its worker had been taken for dead."""
+    try:
+      trial.set_user_attr("row", dataclasses.asdict(record))
+      if record.status == DONE:
+        self.study.tell(trial, record.figures[record.best])
+      else:
+        self.study.tell(trial, state=TrialState.FAIL)
+    except _FINISHED:
+      return False
+    return True
+
+  def release(self, trial: optuna.Trial) -> None:
+    """Leaves a trial to whoever goes on with the grid."""
+    with contextlib.suppress(*_FINISHED):
+      trial.set_user_attr("stopped", True)
+      self.study.tell(trial, state=TrialState.FAIL)
+
+  def _trials(self, *states):
+    return self.study.get_trials(deepcopy=False, states=states or None)
+
+  def _running_before(self, trial):
+    """Returns the points of running trials with lower numbers."""
+    return [
+      _point(other)
+      for other in self._trials(TrialState.RUNNING)
+      if other.number < trial.number and "duplicate" not in other.user_attrs
+    ]
+
+
+def _point(trial):
+  # Sweeps that an earlier version began have the parameters alone.
+  return trial.user_attrs.get("point", trial.params)
+
+
+def _key(values):
+  return tuple(sorted(values.items()))
+
+
+def _record(point, trials, retried):
+  """Makes a point's record from its trials."""
+  record = TrialRecord(point.values)
+  if not trials or trials[-1].state == TrialState.WAITING:
+    return record
+  latest = trials[-1]
+  if latest.state == TrialState.RUNNING:
+    return dataclasses.replace(record, status=records.RUNNING)
+  if "row" in latest.user_attrs:
+    known = records.from_dict(latest.user_attrs["row"])
+    return known if known.status == DONE or latest.number >= retried else record
+  deaths = sum(
+    not {"row", "stopped"} & set(trial.user_attrs)
+    for trial in trials
+    if trial.number >= retried
+  )
+  if deaths < MAX_STARTS:
+    return record
+  reason = f"its worker died {deaths} times"
+  return dataclasses.replace(record, status=FAILED, reason=reason)

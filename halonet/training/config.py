@@ -13,6 +13,7 @@ from halonet import fields as fields_lib
 from halonet.errors import UsageError, unknown
 from halonet.fields import Field
 from halonet.models import registry
+from halonet.models.upgrade import upgrade
 from halonet.tasks.registry import get_task, make_task
 from halonet.tasks.task import Task
 from halonet.training.options import DURATIONS, FIELDS
@@ -147,7 +148,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
   ):
     raise ValueError("it is no config of a training")
   if "task" not in values:  # Before there were tasks.
-    values["model"] = registry.upgrade(values["model"])
+    values["model"] = upgrade(values["model"])
   values = flatten(ml_collections.ConfigDict(values))
   fields = config_fields(values)
   for field in values:

@@ -54,7 +54,10 @@ def initial_state(
   init_from = config.init_from
   try:
     if init_from == "timm" or re.match(r"hf-hub:|.*\.safetensors$", init_from):
-      given, source = pretrained.read_for(config.model.name, init_from, model)
+      fields = config.model.to_dict()
+      source, given = pretrained.load_as_saved(
+        fields.pop("name"), None if init_from == "timm" else init_from, **fields
+      )
     else:
       trained = restore_model(init_from, mesh)
       given, source = trained.variables, trained.model
@@ -121,7 +124,7 @@ def transfer(
     array = given[path]
     # Equal shapes may hide that the offsets differ: the model knows.
     adapted = adapt(path, array, wanted.shape, source_model)
-    if adapted is not None and adapted.shape == wanted.shape:
+    if adapted is not None and adapted is not array:
       resized[len(array), len(adapted)] += 1
       array = adapted
     if array.shape != wanted.shape:

@@ -14,6 +14,7 @@ from clu import parameter_overview
 from halonet.data import pipeline, sources
 from halonet.errors import RunError
 from halonet.parallel import batch_sharding, make_mesh
+from halonet.signals import Stopped, StopSignals
 from halonet.training import config as config_lib
 from halonet.training import initialise, processes
 from halonet.training import optimizer as optimizer_lib
@@ -23,7 +24,6 @@ from halonet.training.memory import peak_memory
 from halonet.training.metrics import Progress, open_writer
 from halonet.training.processes import say, together
 from halonet.training.profiler import Profiler
-from halonet.training.signals import Stopped, StopSignals
 from halonet.training.state import abstract_batch, abstract_state, make_init
 from halonet.training.step import make_eval_step, make_train_step
 from halonet.training.workdir import Workdir
@@ -87,7 +87,8 @@ def train(
     for change in changed:
       say(f"Changed since this run began: config.{change}")
     config_lib.in_steps(config, train_split.size)
-    with StopSignals() as stop:
+    agreed = processes.stop_requested if jax.process_count() > 1 else None
+    with StopSignals(agreed=agreed) as stop:
       return _train(
         config, task, workdir, source, data, train_split, test_split, stop
       )

@@ -107,4 +107,7 @@ def stop_requested(step: int) -> bool:
 
   All ask after every step, and get the same answer.
   """
-  return multihost_utils.reached_preemption_sync_point(step)
+  stops = multihost_utils.reached_preemption_sync_point(step)
+  if stops:
+    say("SIGTERM: leaving as soon as all is saved")
+  return stops

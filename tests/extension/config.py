@@ -22,7 +22,5 @@ def get_config(model: str = "mixer_tiny") -> ml_collections.ConfigDict:
     )
   )
   if model != "mixer_tiny":  # The operator in the house's own host.
-    config.model.update(
-      operators=("depthwise",), depths=(1, 1), heads=(2, 2), base_width=8
-    )
+    config.model.update(operators=("depthwise",), depths=(1, 1), base_width=8)
   return config

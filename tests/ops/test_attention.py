@@ -158,38 +158,6 @@ def test_impossible_relative_strides_are_named(relative_stride):
     )
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("mask_padding", [True, False])
-def test_masked_window_is_sasa(stride, mask_padding):
-  """Figure 6: every query its own k×k window, whatever the block."""
-  (query, key, value, *tables), _, options = arrays(
-    case((2, 9, 11, 2, 4), 4, 2, stride=stride, mask_padding=mask_padding)
-  )
-  output = blocked_local_attention(
-    query, key, value, *tables, **options | {"mask_window": True}
-  )
-  query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
-  rows, cols = (np.asarray(x, np.float64) for x in tables)
-  padding = [(0, 0), (2, 2), (2, 2), (0, 0), (0, 0)]
-  padded_key, padded_value = np.pad(key, padding), np.pad(value, padding)
-  inside = np.pad(np.ones((9, 11)), 2) > 0
-  for n, i, j, head in np.ndindex(*output.shape[:4]):
-    y, x = i * stride, j * stride
-    q = query[n, y, x, head]
-    window = slice(y, y + 5), slice(x, x + 5)
-    logits = padded_key[n, *window, head] @ q
-    # Offsets −2 … 2 around the middle row of the tables.
-    middle = len(rows) // 2
-    logits += (rows[middle - 2 : middle + 3] @ q[:2])[:, None]
-    logits += (cols[middle - 2 : middle + 3] @ q[2:])[None, :]
-    if mask_padding:
-      logits = np.where(inside[window], logits, -np.inf)
-    weights = np.exp(logits - logits.max())
-    weights /= weights.sum()
-    expected = np.einsum("yx,yxd->d", weights, padded_value[n, *window, head])
-    np.testing.assert_allclose(output[n, i, j, head], expected, atol=1e-5)
-
-
 def test_strided_is_the_unstrided_subsampled():
   inputs, _, options = arrays(case((1, 13, 10, 2, 4), 4, 2))
   whole = blocked_local_attention(*inputs, **options)

@@ -4,12 +4,10 @@ import importlib.util
 import logging
 
 import jax
-import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from halonet.ops import dispatch
-from halonet.ops.attention import blocked_local_attention, per_pixel_attention
 from halonet.ops.forms.form import Place
 from halonet.ops.forms.tpu.pallas_tpu import fit
 from halonet.ops.neighbourhood import Neighbourhood
@@ -177,19 +175,3 @@ def test_a_form_is_forced_on_what_is_traced_inside():
   assert chosen("TPU v4", "xla", **PER_PIXEL) == "xla"
   with pytest.raises(ValueError, match="is 'cuda'; it must be one of auto, "):
     dispatch.implementation("cuda").__enter__()
-
-
-def test_masked_windows_have_one_dispatch():
-  """A block's masked window is a pixel's window, for every form."""
-  x = jnp.arange(64.0).reshape(1, 4, 4, 1, 4) % 7
-  table = jnp.arange(18.0).reshape(9, 2) % 5
-  blocked = blocked_local_attention(
-    *[x] * 3,
-    *[table] * 2,
-    block_size=4,
-    halo_size=1,
-    mask_window=True,
-    implementation="direct",
-  )
-  expected = per_pixel_attention(*[x] * 3, *[table[3:6]] * 2, window_size=3)
-  assert jnp.allclose(blocked, expected, atol=1e-5)

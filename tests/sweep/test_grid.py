@@ -76,9 +76,12 @@ def test_fields_of_one_name_stay_apart(tmp_path):
   [
     ("dict(bases=1)", "there is no field bases; did you mean base"),
     ("dict(grid={})", "base is None; it must be a config file"),
-    ("dict(base='x', grid={'steps': 3})", "grid steps is 3; it must be a tup"),
-    ("dict(base='x', grid={'steps': ()})", "grid steps lacks a value"),
-    ("dict(base='x', grid={'steps': (1, 1)})", "1, 1: one of them stands twi"),
+    (
+      "dict(base='x', grid={'steps': 3})",
+      "--grid.steps is 3; it must be a tup",
+    ),
+    ("dict(base='x', grid={'steps': ()})", "--grid.steps lacks a value"),
+    ("dict(base='x', grid={'steps': (1, 1)})", "1, 1: one stands twice"),
     ("dict(base='x', seeds=3)", "seeds is 3; it must be a tuple"),
     ("dict(base='x', grid={'seed': (1,)})", "its values are those of seeds"),
     ("dict(base='x', set={'a': 1}, grid={'a': (2,)})", "write --grid.a=1"),

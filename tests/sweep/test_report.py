@@ -1,4 +1,4 @@
-"""The report, from rows: means and spreads, figures, the page alone."""
+"""The report, from records: means and spreads, figures, the page alone."""
 
 import csv
 import dataclasses
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halonet.sweep import figures, page, report
-from halonet.sweep.rows import Row
+from halonet.sweep import figures, report, table
+from halonet.sweep.records import TrialRecord
 
 ACCURACIES = {
   (2, 0): (0.90, 0.92),
@@ -22,23 +22,21 @@ ACCURACIES = {
 
 
 def done(block, halo, seed, accuracy, **more):
-  return Row(
+  return TrialRecord(
     values={
       "model.block_size": str(block),
       "model.halo_size": str(halo),
       "seed": str(seed),
     },
     status="done",
-    accuracy=accuracy,
-    loss=1 - accuracy,
+    figures={"loss": 1 - accuracy, "accuracy": accuracy, "images": 450},
+    best="accuracy",
     parameters=1234567,
     flops=10**9 * (block + halo),
-    attention_bytes=2**20,
     peak_memory_bytes=2**30 * (1 + halo),
     peak_memory_of="device",
     images_per_second=100.0 - 10 * block,
-    block_size=block,
-    halo_size=halo,
+    window=block + 2 * halo,
     device="1 × TPU v4",
   )
 
@@ -48,17 +46,15 @@ def test_windows_of_pixels_are_one_curve_in_their_order():
     dataclasses.replace(
       done(0, 0, 0, accuracy),
       values={"model.window_size": str(size), "seed": "0"},
-      block_size=None,
-      halo_size=None,
-      window_size=size,
+      window=size,
     )
     for size, accuracy in ((7, 0.9), (3, 0.8), (11, 0.95))
   ]
-  found = report.settings(rows)
-  assert [setting.window for setting in found] == [7, 3, 11]
+  found = table.settings(rows)
+  assert [setting.mean("window") for setting in found] == [7, 3, 11]
   ((label, members),) = figures.curves(found).items()
-  assert label == "per pixel"
-  assert [setting.window for setting in members] == [3, 7, 11]
+  assert label == ""
+  assert [setting.mean("window") for setting in members] == [3, 7, 11]
   assert set(figures.draw(found)) == {figures.WINDOW, figures.COSTS}
 
 
@@ -72,28 +68,32 @@ def trials():
   values = {"model.block_size": "4", "model.halo_size": "1"}
   return [
     *rows,
-    Row(values | {"seed": "0"}, "failed", 'loss is <nan> | "at" step 3'),
-    Row(values | {"seed": "1"}, "pending"),
+    TrialRecord(
+      values | {"seed": "0"}, "failed", 'loss is <nan> | "at" step 3'
+    ),
+    TrialRecord(values | {"seed": "1"}, "pending"),
   ]
 
 
 def test_the_csv_has_every_trial(trials):
-  lines = list(csv.DictReader(io.StringIO(report.to_csv(trials))))
+  lines = list(csv.DictReader(io.StringIO(table.to_csv(trials))))
   assert len(lines) == len(trials)
   assert [line["status"] for line in lines[-2:]] == ["failed", "pending"]
   assert lines[-2]["reason"] == trials[-2].reason
   for line, row in zip(lines, trials, strict=True):
     assert line["seed"] == row.values["seed"]
-    if row.accuracy is not None:
-      assert float(line["accuracy"]) == row.accuracy
+    if row.figures:
+      assert float(line["accuracy"]) == row.figures["accuracy"]
+      assert line["images"] == "450"
       assert int(line["flops"]) == row.flops
     else:
       assert line["accuracy"] == line["flops"] == ""
 
 
 def test_the_table_has_means_and_spreads(trials):
-  head, _, *lines = report.to_markdown(report.settings(trials)).splitlines()
+  head, _, *lines = table.to_markdown(table.settings(trials)).splitlines()
   titles = [cell.strip() for cell in head.split("|")[1:-1]]
+  assert titles[2:5] == ["window", "accuracy", "loss"]  # The best is first.
   assert "peak device memory, MiB" in titles and "GFLOPs / image" in titles
   assert len(lines) == 4
   for line, found in zip(lines, ACCURACIES.values(), strict=False):
@@ -101,18 +101,18 @@ def test_the_table_has_means_and_spreads(trials):
       zip(titles, (c.strip() for c in line.split("|")[1:-1]), strict=True)
     )
     mean, spread = np.mean(found), np.std(found, ddof=1)
-    assert cells["accuracy, %"] == f"{100 * mean:.2f} ± {100 * spread:.2f}"
+    assert cells["accuracy"] == f"{mean:.4f} ± {spread:.4f}"
     assert cells["parameters"] == "1,234,567"
     assert cells["seeds"] == "2 of 2" and cells["status"] == "done"
   assert "| 0 of 2 | 1 failed, 1 pending | loss is <nan> \\| " in lines[-1]
 
 
 def test_one_seed_has_no_spread():
-  (setting,) = report.settings([done(2, 1, 0, 0.5)])
-  assert setting.spread("accuracy") is None and setting.window == 4
-  assert "| 50.00 |" in report.to_markdown([setting])
-  (equal,) = report.settings([done(2, 1, seed, 0.5) for seed in (0, 1)])
-  assert "| 50.00 ± 0.00 |" in report.to_markdown([equal])
+  (setting,) = table.settings([done(2, 1, 0, 0.5)])
+  assert setting.spread("accuracy") is None and setting.mean("window") == 4
+  assert "| 0.5000 |" in table.to_markdown([setting])
+  (equal,) = table.settings([done(2, 1, seed, 0.5) for seed in (0, 1)])
+  assert "| 0.5000 ± 0.0000 |" in table.to_markdown([equal])
 
 
 def test_the_pareto_front_is_what_nothing_beats():
@@ -133,17 +133,17 @@ def test_the_pareto_front_is_what_nothing_beats():
 
 
 def test_a_curve_for_each_block_and_other_field(trials):
-  found = figures.curves(report.settings(trials[:-2]))
-  assert {k: [s.first("halo_size") for s in v] for k, v in found.items()} == {
-    "block 2": [0, 1],
-    "block 4": [0],
+  found = figures.curves(table.settings(trials[:-2]))
+  assert {k: [s.mean("window") for s in v] for k, v in found.items()} == {
+    "block 2": [2, 4],
+    "block 4": [4],
   }
   other = [
-    Row(**{**vars(row), "values": row.values | {"model.rb": rb}})
+    TrialRecord(**{**vars(row), "values": row.values | {"model.rb": rb}})
     for row in trials[:-2]
     for rb in ("1.0", "2.0")
   ]
-  assert len(figures.curves(report.settings(other))) == 4
+  assert len(figures.curves(table.settings(other))) == 4
 
 
 class Reader(html.parser.HTMLParser):
@@ -186,7 +186,7 @@ def test_the_report_is_written_and_the_page_stands_alone(trials, tmp_path):
   assert not re.search(r"https?://|@import|url\(", text)
   head, *lines = reader.rows
   assert len(lines) == 4
-  accuracy = [title for _, title in head].index("accuracy, %")
+  accuracy = [title for _, title in head].index("accuracy")
   keys = [line[accuracy][0] for line in lines]
   assert [float(key) for key in keys[:-1]] == pytest.approx(
     [np.mean(found) for found in ACCURACIES.values()]
@@ -197,21 +197,22 @@ def test_the_report_is_written_and_the_page_stands_alone(trials, tmp_path):
 
 
 def test_a_grid_without_attention(tmp_path):
-  """As of a ResNet: it has costs, and no window."""
-  row = Row(
+  """A ResNet has costs and no window; a task may have another figure."""
+  row = TrialRecord(
     {"model.rb": "4.0", "seed": "0"},
     "done",
-    accuracy=0.5,
-    loss=1.0,
+    figures={"angle": 0.5},
+    best="angle",
     flops=10**9,
     images_per_second=5.0,
   )
   names = report.write([row], str(tmp_path))
   assert figures.COSTS in names and figures.WINDOW not in names
+  assert "accuracy" not in (tmp_path / report.PAGE).read_text()
 
 
 def test_a_grid_of_which_nothing_is_done(trials, tmp_path):
   names = report.write(trials[-2:], str(tmp_path))
   assert names == [report.CSV, report.TABLE, report.PAGE]
   assert "1 failed, 1 pending" in (tmp_path / report.PAGE).read_text()
-  assert page.render([], {}).count("<tr>") == 1
+  assert report.render([], {}).count("<tr>") == 1

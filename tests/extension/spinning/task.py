@@ -1,6 +1,5 @@
 """A task that is no classification: regression of an angle."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
@@ -73,7 +72,6 @@ class _Errors(Evaluator):
     self.degrees = []
 
   def add(self, measured):
-    assert isinstance(measured["degrees"], np.ndarray | jax.Array)
     self.degrees += measured["degrees"][measured["weight"] > 0].tolist()
 
   def figures(self, images):

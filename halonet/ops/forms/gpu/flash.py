@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from halonet.ops.forms import folded
-from halonet.ops.forms.gpu import kernels
+from halonet.ops.forms.gpu import triton_kernels as kernels
 from halonet.ops.neighbourhood import Neighbourhood
 
 

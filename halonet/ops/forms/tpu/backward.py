@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from halonet.ops.forms.tpu import staging, tile_logits
-from halonet.ops.forms.tpu.grid import (
+from halonet.ops.forms.tpu.grid_steps import (
   for_blocks,
   head_rows,
   map_bytes,

@@ -15,9 +15,10 @@ import optuna
 import pytest
 
 from halonet.errors import UsageError
-from halonet.sweep import rows, study, training
+from halonet.sweep import launch, pulse, records
 from halonet.sweep.grid import Sweep
-from halonet.sweep.trials import Worker, load
+from halonet.sweep.study import MAX_STARTS, open_study, read_board
+from halonet.sweep.worker import Worker
 
 CHILD = (sys.executable, str(pathlib.Path(__file__).parent / "stand_in.py"))
 HALOS = ("0", "1", "2", "3")
@@ -25,14 +26,14 @@ HALOS = ("0", "1", "2", "3")
 SCRIPT = f"""
 from halonet import command
 from halonet.sweep.grid import Sweep
-from halonet.sweep.trials import Worker
+from halonet.sweep.worker import Worker
 import sys
 
 def main():
   workdir, url = sys.argv[1:]
   sweep = Sweep("configs/digits.py", {{}}, {{"model.halo_size": {HALOS},
     "seed": ("0",)}})
-  worker = Worker(sweep, workdir, url, {CHILD}, heartbeat=1, grace=2)
+  worker = Worker(sweep, workdir, url, {CHILD}, beat=1, grace=2)
   worker.run()
 
 command.run(main)
@@ -55,7 +56,7 @@ def start(workdir, url, seconds=0.0):
 
 
 def end(process):
-  output, _ = process.communicate(timeout=60)
+  output, _ = process.communicate(timeout=180)
   return process.returncode, output
 
 
@@ -66,7 +67,7 @@ def starts(workdir):
 
 
 def wait_until(condition):
-  deadline = time.monotonic() + 30
+  deadline = time.monotonic() + 120
   while not condition():
     assert time.monotonic() < deadline
     time.sleep(0.02)
@@ -91,9 +92,14 @@ def test_two_workers_share_a_grid(tmp_path, url):
   assert sorted(names) == [f"halo_size={halo},seed=0" for halo in HALOS]
   assert len({worker for _, _, worker in begun}) == 2
   worker = Worker(sweep(), str(tmp_path / "run"), url, CHILD)
-  ledger = worker.ledger()
-  assert ledger.is_complete and ledger.count(rows.DONE) == 4
-  assert [row.accuracy for row in ledger.rows] == [0.0, 0.1, 0.2, 0.3]
+  ledger = worker.board.ledger()
+  assert ledger.is_complete and ledger.count(records.DONE) == 4
+  assert [row.figures["accuracy"] for row in ledger.records] == [
+    0.0,
+    0.1,
+    0.2,
+    0.3,
+  ]
   # Nothing is done again.
   worker.run()
   assert starts(tmp_path / "run") == begun
@@ -116,12 +122,12 @@ def test_a_killed_workers_trial_is_taken_up(tmp_path, url, elsewhere):
   wait_until(lambda: int(saved.read_text() or 0) >= 5)
   first.kill()
   end(first)
-  opened, _ = load(str(workdir), url)
+  opened = open_study(str(workdir), url)
   (trial,) = opened.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-  pulse = pathlib.Path(trial.user_attrs["lock 0"])
-  assert study.is_held(str(pulse)) is False
-  if elsewhere:  # No lock to be seen: the heartbeat must tell.
-    pulse.unlink()
+  lock = pathlib.Path(trial.user_attrs["lock"])
+  assert pulse.is_held(str(lock)) is False
+  if elsewhere:  # No lock to be seen: the beat must tell.
+    lock.unlink()
   begun = time.monotonic()
   code, output = end(start(workdir, url))
   assert code == 0, output
@@ -135,8 +141,8 @@ def test_a_killed_workers_trial_is_taken_up(tmp_path, url, elsewhere):
     if name == saved.parent.name and step
   ]
   assert again == 15  # What it saved after its worker had gone.
-  assert Worker(sweep(), str(workdir), url, CHILD).ledger().is_complete
-  pulse.unlink(missing_ok=True)
+  assert Worker(sweep(), str(workdir), url, CHILD).board.ledger().is_complete
+  lock.unlink(missing_ok=True)
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
@@ -151,8 +157,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
   assert last.startswith("error: SIGTERM: ") and "same command" in last
   assert "Traceback" not in output
   worker = Worker(sweep(), str(workdir), url, CHILD)
-  assert worker.ledger().count(rows.PENDING) == 4
-  assert worker.run().count(rows.DONE) == 4
+  assert worker.board.ledger().count(records.PENDING) == 4
+  assert worker.run().count(records.DONE) == 4
   assert sum(step > 0 for _, step, _ in starts(workdir)) == 1
 
 
@@ -161,30 +167,30 @@ def test_what_fails_is_a_row_and_the_sweep_goes_on(tmp_path, capfd):
   worker = Worker(grid, str(tmp_path), child=CHILD)
   found = {
     (row.values["model.halo_size"], row.values["model.rb"]): row
-    for row in worker.run().rows
+    for row in worker.run().records
   }
   for (halo, _), row in found.items():
     if halo == "-1":
-      assert row.status == rows.INFEASIBLE
+      assert row.status == records.INFEASIBLE
       assert "halo_size is -1; it must be at least 0" in row.reason
   ends = {
     rb: (row.status, row.reason) for (h, rb), row in found.items() if h > "0"
   }
-  assert ends["1.0"] == (rows.DONE, "")
-  assert ends["2.0"] == (rows.FAILED, "loss is nan at step 3")
-  assert ends["3.0"] == (rows.INFEASIBLE, "config.batch_size is odd")
-  assert ends["4.0"][0] == rows.FAILED
+  assert ends["1.0"] == (records.DONE, "")
+  assert ends["2.0"] == (records.FAILED, "loss is nan at step 3")
+  assert ends["3.0"] == (records.INFEASIBLE, "config.batch_size is odd")
+  assert ends["4.0"][0] == records.FAILED
   assert ends["4.0"][1].startswith("out of memory: E0000 RESOURCE_EXHAUSTED")
-  assert ends["5.0"][0] == rows.FAILED and "SIGKILL" in ends["5.0"][1]
+  assert ends["5.0"][0] == records.FAILED and "SIGKILL" in ends["5.0"][1]
   assert len(starts(tmp_path)) == 5
   assert "Traceback" not in "".join(capfd.readouterr())
 
   # None of them is tried again, unless it is asked for.
   worker.run()
   assert len(starts(tmp_path)) == 5
-  assert worker.retry_failed() == 9
-  assert worker.ledger().count(rows.PENDING) == 9
-  assert worker.run().count(rows.DONE) == 1
+  assert worker.board.retry_failed() == 9
+  assert worker.board.ledger().count(records.PENDING) == 9
+  assert worker.run().count(records.DONE) == 1
   assert len(starts(tmp_path)) == 9
 
   # Another grid or another config has no business here.
@@ -205,76 +211,89 @@ def test_a_workdir_by_another_path(tmp_path):
   worker = Worker(sweep(("1",)), str(tmp_path / "run"), child=CHILD)
   worker.run()
   other = os.path.relpath(tmp_path / "run")
-  assert Worker(sweep(("1",)), other, child=CHILD).ledger().is_complete
-  opened, _ = load(other, None)
+  assert Worker(sweep(("1",)), other, child=CHILD).board.ledger().is_complete
+  opened = read_board(other, None).study
   assert len(opened.trials) == 1
 
 
-def add_trial(worker, state, **options):
-  """Adds a trial of the first point to the study, as another worker would."""
-  choices = {
-    f: optuna.distributions.CategoricalDistribution(texts)
-    for f, texts in worker.sweep.grid.items()
-  }
-  worker.study.add_trial(
-    optuna.create_trial(
-      state=state,
-      params=worker.points[0].values,
-      distributions=choices,
-      **options,
-    )
-  )
-
-
-def test_a_model_that_cannot_be_counted_is_trained(tmp_path, monkeypatch):
-  def count(config, num_classes):
-    raise ValueError("'while' is not fixed by its shapes")
-
-  monkeypatch.setattr("halonet.sweep.counts.count", count)
-  worker = Worker(sweep(("1",)), str(tmp_path), child=CHILD)
-  folder = tmp_path / worker.points[0].name
-  folder.mkdir()
-  (folder / "labels.txt").write_text("cat\ndog\n")
-  [row] = worker.run().rows
-  assert row.status == rows.DONE and row.accuracy is not None
-  assert row.flops is None and "'while' is not fixed" in row.reason
-
-
 def test_two_workers_that_take_the_same_trial(tmp_path):
-  """The grid sampler may hand a point out twice at one moment."""
   worker = Worker(sweep(("1",)), str(tmp_path), child=CHILD)
-  add_trial(worker, optuna.trial.TrialState.RUNNING)
-  with training.StopSignals() as stop, study.pulse() as lock:
-    worker._train_one(stop, lock)
-  assert not (tmp_path / "starts").exists()
-  assert worker.ledger().rows[0].status == rows.RUNNING
+  trial, point = worker.board.take("nowhere")
+  assert worker.board.take("nowhere") is None
+  # One that is about to take a point may take this one.
+  worker.board.release(trial)
+  choosing = worker.board.study.ask()
+  assert worker.board.take("nowhere") is None
+  worker.board.release(choosing)
+  assert worker.board.take("nowhere")[1] == point
 
 
-def test_a_worker_that_was_taken_for_dead(tmp_path, monkeypatch):
+def test_a_worker_that_was_taken_for_dead(tmp_path, monkeypatch, capfd):
   worker = Worker(sweep(("1", "2")), str(tmp_path), child=CHILD)
   runs = []
-  run = training.run
+  run = launch.Launcher.run
 
   def suspended(*arguments):
     if not runs:
-      trial = worker.study.get_trials()[0]
-      worker.study._storage.set_trial_state_values(
-        trial._trial_id, optuna.trial.TrialState.FAIL
-      )
+      worker.board.study.tell(0, state=optuna.trial.TrialState.FAIL)
     runs.append(arguments)
     return run(*arguments)
 
-  monkeypatch.setattr(training, "run", suspended)
-  assert worker.run().count(rows.DONE) == 2
+  monkeypatch.setattr(launch.Launcher, "run", suspended)
+  assert worker.run().count(records.DONE) == 2
   assert len(runs) == 3
+  assert "This worker was taken for dead" in capfd.readouterr().out
 
 
 def test_a_worker_that_dies_on_a_trial_again_and_again(tmp_path):
   worker = Worker(sweep(("1",)), str(tmp_path), child=CHILD)
-  history = {"retry_history": list(range(study.MAX_RETRIES))}
-  add_trial(worker, optuna.trial.TrialState.FAIL, system_attrs=history)
-  (row,) = worker.run().rows
-  assert row.status == rows.FAILED and row.reason == "its worker died 21 times"
+  for _ in range(MAX_STARTS):
+    assert worker.board.ledger().count(records.PENDING)
+    trial, _ = worker.board.take("nowhere")
+    worker.board.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+  (record,) = worker.run().records
+  assert record.status == records.FAILED
+  assert record.reason == "its worker died 21 times"
+  assert worker.board.retry_failed() == 1
+  assert worker.run().is_complete
+
+
+def test_a_sweep_of_before_there_were_tasks(tmp_path):
+  """Its trials hold the old rows; nothing is trained again."""
+  worker = Worker(sweep(("1", "2", "3")), str(tmp_path), child=CHILD)
+  row = dict(status="done", reason="", parameters=5, flops=7, attention_bytes=9)
+  shape = dict(block_size=4, halo_size=1, window_size=None)
+  for point, state in zip(
+    worker.points, ("COMPLETE", "FAIL", "WAITING"), strict=True
+  ):
+    figures = dict(accuracy=None, loss=None)
+    if state == "COMPLETE":
+      figures = dict(accuracy=0.25, loss=2.0)
+    old = row | shape | figures | {"values": point.values}
+    if state == "FAIL":
+      old |= {"status": "failed", "reason": "loss is nan"}
+    worker.board.study.add_trial(
+      optuna.create_trial(
+        state=optuna.trial.TrialState[state],
+        params=point.values,
+        distributions={
+          field: optuna.distributions.CategoricalDistribution(texts)
+          for field, texts in worker.sweep.grid.items()
+        },
+        value=figures["accuracy"],
+        user_attrs={"row": old} if state != "WAITING" else {},
+      )
+    )
+  first, second, third = worker.run().records
+  assert (first.status, first.figures, first.window) == (
+    "done",
+    {"accuracy": 0.25, "loss": 2.0},
+    6,
+  )
+  assert (first.best, first.flops) == ("accuracy", 7)
+  assert (second.status, second.reason) == ("failed", "loss is nan")
+  assert third.figures["accuracy"] == 0.3
+  assert len(starts(tmp_path)) == 1
 
 
 def test_slips(tmp_path):
@@ -285,13 +304,13 @@ def test_slips(tmp_path):
     Worker(sweep(), "gs://b/x")
   for url in ("nonsense", "postgresql://host/name", f"sqlite:///{tmp_path}"):
     with pytest.raises(UsageError, match=f"--storage {url} cannot be opened"):
-      study.open_storage(url)
+      open_study("x", url)
   with pytest.raises(UsageError) as caught:
-    study.open_storage("postgresql://me:secret@host/name")
+    open_study("x", "postgresql://me:secret@host/name")
   assert "me:***@host/name cannot" in str(caught.value)
   assert "secret" not in str(caught.value)
   with pytest.raises(UsageError, match="no sweep has begun"):
-    load(str(tmp_path), None)
+    read_board(str(tmp_path), None)
 
 
 @pytest.mark.parametrize("told_before", [False, True])
@@ -306,7 +325,7 @@ def test_a_trials_process_saves_when_its_worker_dies(tmp_path, told_before):
 import pathlib, time
 from halonet import train
 from halonet.sweep import child
-from halonet.training.signals import StopSignals
+from halonet.signals import StopSignals
 def main():
   with StopSignals() as stop:
     print("up", flush=True)
