@@ -1,4 +1,4 @@
-"""Says what attention costs, or a model, before anything is run.
+"""Counts what attention or a model costs, before anything is run.
 
   python scripts/cost.py [--height=64 --width=64 --channels=64 --window=7
       --block_size=8 --halo_size=3 --heads=4]
@@ -116,11 +116,11 @@ def main() -> None:
 
 def of_attention(arguments: argparse.Namespace) -> dict:
   """Prints Table 1, and gives it as a dict."""
-  from halonet.cost import attention, text
+  from halonet.cost import markdown, table1
 
   setting = _setting(arguments)
-  rows = attention.table(setting)
-  print(text.describe_attention(setting, rows))
+  rows = table1.table(setting)
+  print(markdown.describe_attention(setting, rows))
   print(
     "Next: --model=NAME for a whole model, --figure=FILE.png for the growth"
     " with the image"
@@ -140,12 +140,12 @@ def of_attention(arguments: argparse.Namespace) -> dict:
 
 def of_growth(arguments: argparse.Namespace) -> dict:
   """Measures growing maps, draws them, and gives the points as a dict."""
-  from halonet.cost import attention, growth
+  from halonet.cost import growth, table1
 
   if arguments.stride < 1:
     raise UsageError(f"--stride is {arguments.stride}; it must be at least 1")
   setting = _setting(arguments)
-  total = len(attention.METHODS) * len(growth.IMAGE_SIDES)
+  total = len(table1.METHODS) * len(growth.IMAGE_SIDES)
   print(f"Compiling and measuring {total} layers on the CPU", flush=True)
   points = []
   for point in growth.measure(setting, arguments.stride):
@@ -161,7 +161,7 @@ def of_growth(arguments: argparse.Namespace) -> dict:
   growth.draw(points, setting, arguments.stride, arguments.figure)
   print("\nGrowth, as powers of the map's height × width:")
   slopes = {}
-  for method in attention.METHODS:
+  for method in table1.METHODS:
     own = [point for point in points if point.method == method]
     slopes[method] = {
       quantity: growth.slope(own, quantity) for quantity in ("bytes", "seconds")
@@ -181,30 +181,30 @@ def of_growth(arguments: argparse.Namespace) -> dict:
 
 def of_model(arguments: argparse.Namespace, rest: list[str]) -> dict:
   """Prints what a model costs, and gives it as a dict."""
+  from halonet.cost import markdown
   from halonet.cost import model as model_cost
-  from halonet.cost import text
 
   name, model, size = _model(arguments, rest)
-  spec = model.spec
+  spec = getattr(model, "spec", model)
+  classes, dtype = (getattr(spec, x, None) for x in ("num_classes", "dtype"))
   if arguments.image_size is not None:
     size = arguments.image_size
   if size < 1:
     raise UsageError(f"--image_size is {size}; it must be at least 1")
   print(
-    f"Tracing {name} at {size}×{size}, {spec.dtype}, for {spec.num_classes}"
-    " classes",
+    f"Tracing {name} at {size}×{size}, {dtype}, for {classes} classes",
     flush=True,
   )
   counts = model_cost.count(model, size)
-  print(f"\n{text.describe_model(counts)}")
+  print(f"\n{markdown.describe_model(counts)}")
   if arguments.config:
     words = " ".join([f"--config={arguments.config}", *rest])
     print(f"Next: {os.path.relpath(sys.executable)} -m halonet.train {words}")
   return {
     "model": name,
     "image_size": counts.image_size,
-    "num_classes": spec.num_classes,
-    "dtype": spec.dtype,
+    "num_classes": classes,
+    "dtype": dtype,
     "total": dataclasses.asdict(counts.total),
     "largest_attention_bytes": counts.largest_attention_bytes,
     "parts": [dataclasses.asdict(part) for part in counts.parts],
@@ -220,15 +220,14 @@ def _model(arguments, rest):
     if not word.startswith(f"--{kind}."):
       raise UsageError(f"{word} does not go with --{kind}; see --help")
   if arguments.config:
-    from halonet.data import sources
+    from halonet.tasks.registry import make_task
+    from halonet.tpu import step_cost
     from halonet.training import config as config_lib
 
     pairs = [word.removeprefix("--config.") for word in rest]
     config = config_lib.load_config(arguments.config, pairs)
-    classes = arguments.num_classes
-    if classes is None:
-      classes = sources.count_classes(config.data)
-    model = config_lib.create_model(config, classes)
+    metadata = step_cost.metadata(config, arguments.num_classes)
+    model = config_lib.create_model(config, make_task(config, metadata))
     size = config.data.image_size
     return config.model.name, model, size
 
@@ -246,12 +245,12 @@ def _model(arguments, rest):
 
 
 def _setting(arguments):
-  from halonet.cost import attention
+  from halonet.cost.table1 import Setting
 
-  return attention.Setting(
+  return Setting(
     **{
       field.name: getattr(arguments, field.name)
-      for field in dataclasses.fields(attention.Setting)
+      for field in dataclasses.fields(Setting)
     }
   )
 

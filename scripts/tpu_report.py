@@ -1,4 +1,4 @@
-"""Says what a training or evaluation step would cost on a TPU slice.
+"""Reports what a training or evaluation step would cost on a TPU slice.
 
   python scripts/tpu_report.py --config=configs/imagenet/halonet.py:h0 \\
     --topology=v5e:4x4 [--per_core_batch=32] [--step=train|eval] \\
@@ -13,9 +13,9 @@ the compiler's estimates.
 
   python scripts/tpu_report.py --table [--write]
 
-computes the rows of the README's table that scripts/tables/tpu.jsonl lacks,
-one line each, for hours in all; interrupted, it goes on with the next row.
---write computes nothing: it writes the rows that are there into the README.
+computes the rows of the tables in docs/tpu.md that docs/tables/tpu.jsonl lacks,
+one line each, which takes hours in all; interrupted, it resumes with the next
+row. --write computes nothing: it writes the rows that are there into the page.
 """
 
 import argparse
@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT))
 from halonet import command  # noqa: E402
 from halonet.errors import UsageError  # noqa: E402
 
-README = ROOT / "README.md"
-ROWS = ROOT / "scripts/tables/tpu.jsonl"
+PAGE = ROOT / "docs/tpu.md"
+ROWS = ROOT / "docs/tables/tpu.jsonl"
 BEGIN, END = "<!-- tpu: begin -->", "<!-- tpu: end -->"
 MISSING = "not yet computed"
 HALONETS = tuple(f"h{number}" for number in range(8))
@@ -68,7 +68,8 @@ def main() -> None:
       raise UsageError(f"unknown argument {word}; see --help")
   overrides = [word.removeprefix("--config.") for word in rest]
 
-  from halonet.cost import largest, tpu, tpu_text  # Heavy: after --help.
+  from halonet.tpu import step_cost, step_text  # Heavy: after --help.
+  from halonet.tpu.largest import largest_batch
 
   if arguments.write and not arguments.table:
     raise UsageError("--write belongs to --table; see --help")
@@ -77,7 +78,7 @@ def main() -> None:
   if arguments.table and arguments.write:
     write_table()
     return
-  tpu.check_available()
+  step_cost.check_available()
   if arguments.table:
     make_table()
     return
@@ -91,7 +92,7 @@ def main() -> None:
   print(
     f"{config.model.name} at {config.data.image_size} pixels,"
     f" {config.model.dtype}, {arguments.step} step on {arguments.topology}:"
-    f" {tpu.topology_devices(arguments.topology)} cores",
+    f" {step_cost.topology_devices(arguments.topology)} cores",
     flush=True,
   )
   compile_, allowed = compiler(
@@ -99,11 +100,11 @@ def main() -> None:
   )
   first, best = compile_(arguments.per_core_batch), None
   if not arguments.no_search:
-    best = largest.largest_batch(compile_, first, allowed)
-  print(tpu_text.describe(first, best, searched=not arguments.no_search))
+    best = largest_batch(compile_, first, allowed)
+  print(step_text.describe(first, best, searched=not arguments.no_search))
   shown = first if first.fits else best
   if shown and arguments.step == "train":
-    batch = tpu.sized(
+    batch = step_cost.sized(
       config, arguments.topology, shown.per_core_batch
     ).batch_size
     words = [f"--config={arguments.config}", *rest]
@@ -117,31 +118,24 @@ def main() -> None:
 
 
 def compiler(config, topology, step, num_classes=None):
-  """A function that reports a batch and says so, and which batches may be."""
-  from halonet.cost import tpu, tpu_text
-  from halonet.data import sources
-
-  if num_classes is None:
-    num_classes = sources.count_classes(config.data)
+  """Returns functions that compile a batch, and that say which may be."""
+  from halonet.tpu import step_cost, step_text
 
   def compile_(size):
     print(f"Compiling for {size} images a core ...", end=" ", flush=True)
-    report = tpu.report(
+    cost = step_cost.compile_step(
       config,
       topology,
       step=step,
       per_core_batch=size,
       num_classes=num_classes,
     )
-    print(
-      f"{report.compile_seconds:.0f} s: {tpu_text.memory(report)}",
-      flush=True,
-    )
-    return report
+    print(f"{cost.compile_seconds:.0f} s: {step_text.memory(cost)}", flush=True)
+    return cost
 
   def allowed(size):
     try:
-      tpu.sized(config, topology, size)
+      step_cost.sized(config, topology, size)
     except UsageError:
       return False
     return True
@@ -149,11 +143,11 @@ def compiler(config, topology, step, num_classes=None):
   return compile_, allowed
 
 
-def as_json(report):
-  """A report as JSON has it, with the ten most expensive layers."""
-  if report is None:
+def as_json(cost):
+  """Returns a cost as JSON has it, with the ten most expensive layers."""
+  if cost is None:
     return None
-  fields = dataclasses.asdict(report)
+  fields = dataclasses.asdict(cost)
   fields["layers"] = fields["layers"] and fields["layers"][:10]
   return fields
 
@@ -162,8 +156,8 @@ def as_json(report):
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """A figure of the README's tables: what is compiled, for which slice."""
+class Case:
+  """What one figure of the tables is of: a model, compiled for a slice."""
 
   model: str
   config: str
@@ -178,13 +172,13 @@ class Row:
     return f"{self.model} {self.step} {self.per_core_batch} {self.topology}"
 
 
-def rows() -> list[Row]:
-  """All rows, in the order in which they are computed."""
+def rows() -> list[Case]:
+  """Returns what the tables show, in the order of computation."""
   resnet = "configs/imagenet/sasa.py:resnet50"
   calibration = [
-    Row("ResNet-50 at 224", resnet, "v3:4x4", published="–"),
+    Case("ResNet-50 at 224", resnet, "v3:4x4", published="–"),
     # The paper does not say the size of the images.
-    Row(
+    Case(
       "ResNet-50 at 1024",
       resnet,
       "v3:4x4",
@@ -195,7 +189,7 @@ def rows() -> list[Row]:
     ),
   ]
   wide = [
-    Row(
+    Case(
       f"H4 {name} at 256",
       f"configs/imagenet/imagenet21k.py:{name}",
       "v3:4x4",
@@ -209,7 +203,7 @@ def rows() -> list[Row]:
   ]
   # Cheap and dear chips by turns, so that the first rows say the most.
   models = [
-    Row(model, f"configs/imagenet/halonet.py:{model}", topology)
+    Case(model, f"configs/imagenet/halonet.py:{model}", topology)
     for slices in (SLICES[:2], SLICES[2:])
     for model in HALONETS
     for topology in slices
@@ -218,7 +212,7 @@ def rows() -> list[Row]:
 
 
 def read_rows() -> dict[str, dict]:
-  """What has been computed, by the rows' keys."""
+  """Returns what has been computed, by the cases' keys."""
   if not ROWS.exists():
     return {}
   found = [json.loads(line) for line in ROWS.read_text().splitlines()]
@@ -227,7 +221,7 @@ def read_rows() -> dict[str, dict]:
 
 def make_table() -> None:
   """Computes the rows that are missing, and appends each to the file."""
-  from halonet.cost import largest
+  from halonet.tpu.largest import largest_batch
   from halonet.training.config import load_config
 
   done = read_rows()
@@ -249,7 +243,7 @@ def make_table() -> None:
     compile_, allowed = compiler(config, row.topology, row.step, classes)
     report = first = compile_(row.per_core_batch)
     if not first.fits:
-      report = largest.largest_batch(compile_, first, allowed)
+      report = largest_batch(compile_, first, allowed)
     line = {
       "key": row.key,
       "date": datetime.date.today().isoformat(),
@@ -263,16 +257,16 @@ def make_table() -> None:
 
 
 def write_table() -> None:
-  """Writes what has been computed into the README."""
-  before, rest = README.read_text().split(BEGIN)
+  """Writes what has been computed into the page."""
+  before, rest = PAGE.read_text().split(BEGIN)
   _, after = rest.split(END)
-  README.write_text(f"{before}{BEGIN}\n{tables(read_rows())}\n{END}{after}")
-  print(f"Wrote {README}")
+  PAGE.write_text(f"{before}{BEGIN}\n{tables(read_rows())}\n{END}{after}")
+  print(f"Wrote {PAGE}")
 
 
 def tables(done: dict[str, dict]) -> str:
-  """The README's two tables, as Markdown."""
-  from halonet.cost.tpu import topology_devices
+  """Returns the page's two tables, as Markdown."""
+  from halonet.tpu.step_cost import topology_devices
 
   wanted = {row.key: row for row in rows()}
   models = [row for row in wanted.values() if row.model in HALONETS]
@@ -308,7 +302,7 @@ def tables(done: dict[str, dict]) -> str:
 
 
 def cell(line: dict | None) -> str:
-  """Memory and time of one model on one slice."""
+  """Words memory and time of one model on one slice."""
   if line is None:
     return MISSING
   report, asked = line["report"], line["asked"]

@@ -8,9 +8,9 @@ import pathlib
 
 import pytest
 
-from halonet.cost import tpu
-from halonet.cost.hlo import Collective, Layer
 from halonet.data import sources
+from halonet.tpu import step_cost
+from halonet.tpu.hlo import Collective, KernelCall, LayerCycles
 
 SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 GIB = 1 << 30
@@ -27,14 +27,14 @@ def compiler(monkeypatch):
   """Stands in for the TPU compiler: half a GiB an image, 10 ms each."""
   asked = []
 
-  def report(config, topology, *, step, per_core_batch, num_classes):
+  def compile_step(config, topology, *, step, per_core_batch, num_classes):
     asked.append((config.model.name, topology, step, per_core_batch))
-    found = tpu.Report(
+    found = step_cost.StepCost(
       topology=topology,
       step=step,
       per_core_batch=per_core_batch,
       device_kind="TPU v5 lite",
-      devices=tpu.topology_devices(topology),
+      devices=step_cost.topology_devices(topology),
       hbm_bytes=per_core_batch * GIB // 2,
       hbm_capacity=15 * GIB,
       fits=per_core_batch <= 30,
@@ -52,14 +52,14 @@ def compiler(monkeypatch):
       roofline_seconds=0.001 * per_core_batch,
       collectives=(Collective("all-reduce", 2, 5_000_000),),
       layers=(
-        Layer("stage1_block1/attention", 12_000_000 * per_core_batch),
-        *(Layer(f"layer{number}", 1) for number in range(20)),
+        LayerCycles("stage1_block1/attention", 12_000_000 * per_core_batch),
+        *(LayerCycles(f"layer{number}", 1) for number in range(20)),
       ),
-      kernels=(tpu.Kernel("fused", "stage1_block1/attention", 3, 99),),
+      kernels=(KernelCall("fused", "stage1_block1/attention", 3, "", 99),),
     )
 
-  monkeypatch.setattr(tpu, "report", report)
-  monkeypatch.setattr(tpu, "available", lambda: True)
+  monkeypatch.setattr(step_cost, "compile_step", compile_step)
+  monkeypatch.setattr(step_cost, "available", lambda: True)
   monkeypatch.setattr(sources, "count_classes", lambda data: 1000)
   return asked
 
@@ -123,7 +123,7 @@ def test_a_step_that_does_not_fit_is_told_by_one_that_does(
 )
 def test_slips_are_answered_in_one_line(script, run_main, words, message,
                                         monkeypatch):  # fmt: skip
-  monkeypatch.setattr(tpu, "available", lambda: True)
+  monkeypatch.setattr(step_cost, "available", lambda: True)
   code, _, complaints = run_main(script.main, *words)
   assert code == 2 and complaints.count("\n") == 1
   assert message in complaints
@@ -132,7 +132,7 @@ def test_slips_are_answered_in_one_line(script, run_main, words, message,
 def test_without_the_compiler_it_says_what_to_install(
   script, run_main, monkeypatch
 ):
-  monkeypatch.setattr(tpu, "available", lambda: False)
+  monkeypatch.setattr(step_cost, "available", lambda: False)
   code, printed, complaints = run_main(script.main, *WORDS)
   assert (code, printed) == (2, "") and complaints.count("\n") == 1
   assert "pip install 'libtpu==" in complaints
@@ -147,8 +147,8 @@ def test_the_table_goes_on_where_it_was(
   rows = [row for row in script.rows() if row.model in script.HALONETS]
   monkeypatch.setattr(script, "rows", lambda: rows)
   monkeypatch.setattr(script, "ROWS", tmp_path / "rows" / "tpu.jsonl")
-  monkeypatch.setattr(script, "README", tmp_path / "README.md")
-  script.README.write_text(f"Before\n{script.BEGIN}\n{script.END}\nAfter\n")
+  monkeypatch.setattr(script, "PAGE", tmp_path / "tpu.md")
+  script.PAGE.write_text(f"Before\n{script.BEGIN}\n{script.END}\nAfter\n")
   code, printed, _ = run_main(script.main, "--table")
   assert code == 0 and "10 of 10 rows are missing" in printed
   computed = script.ROWS.read_text().splitlines()
@@ -162,9 +162,9 @@ def test_the_table_goes_on_where_it_was(
   assert script.ROWS.read_text().splitlines() == computed
   script.ROWS.write_text("\n".join(computed[:9]) + "\n")
   code, _, _ = run_main(script.main, "--table", "--write")
-  readme = script.README.read_text()
-  assert readme.startswith("Before\n") and readme.endswith("After\n")
-  h0, h1 = (line for line in readme.splitlines() if line.startswith("| h"))
+  page = script.PAGE.read_text()
+  assert page.startswith("Before\n") and page.endswith("After\n")
+  h0, h1 = (line for line in page.splitlines() if line.startswith("| h"))
   assert h0.count("14.0 GiB, 280 ms (**28** a core)") == 5
   assert h1.count("not yet computed") == 1
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from halonet.cost import attention
+from halonet.cost import table1
 
 IMAGE_SIDES = (128, 192, 256, 384, 512, 768, 1024)
 
@@ -28,7 +28,7 @@ class Point:
   """A layer at one size.
 
   Attributes:
-    method: one of `halonet.cost.attention.METHODS`.
+    method: one of `halonet.cost.table1.METHODS`.
     image_side: in pixels.
     map_side: of the feature map, in its pixels.
     images: in the batch.
@@ -47,7 +47,7 @@ class Point:
 
 
 def measure(
-  setting: attention.Setting,
+  setting: table1.Setting,
   stride: int,
   image_sides: Sequence[int] = IMAGE_SIDES,
   seconds: float = 1.0,
@@ -63,11 +63,11 @@ def measure(
   """
   spare = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
   cpu = jax.devices("cpu")[0]
-  for method in attention.METHODS:
+  for method in table1.METHODS:
     for image_side in image_sides:
       side = -(-image_side // stride)
       images = max(1, round((max(image_sides) / image_side) ** 2))
-      function, shapes = attention.program(
+      function, shapes = table1.program(
         method, dataclasses.replace(setting, height=side, width=side), images
       )
       with jax.default_device(cpu):
@@ -123,7 +123,7 @@ _STYLES = {
 
 def draw(
   points: Sequence[Point],
-  setting: attention.Setting,
+  setting: table1.Setting,
   stride: int,
   path: pathlib.Path,
 ) -> None:

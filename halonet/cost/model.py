@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from halonet.cost import counted
+from halonet.ops import dispatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +181,7 @@ def _pair(size):
   return size if isinstance(size, tuple) else (size, size)
 
 
+@dispatch.implementation("direct")
 def _shapes(model, size):
   """Returns the shapes of a model's variables and of one image."""
   images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
@@ -187,20 +189,14 @@ def _shapes(model, size):
   return jax.eval_shape(lambda *x: model.init(*x, False), key, images), images
 
 
+# The form of each attention with the fewest operations: what others do beyond
+# the formula is no work of the model.
+@dispatch.implementation("direct")
 def _operations(model, variables, images):
-  """Counts the form of each attention with the fewest operations.
-
-  What other forms do beyond the formula is no work of the model.
-  """
 
   def forward(variables, images):  # A new function, which nobody has traced.
     return model.apply(variables, images, False)
 
-  if hasattr(model, "spec"):
-    form = "direct" if "p" in "".join(model.spec.operators) else "xla"
-    model = model.clone(
-      spec=dataclasses.replace(model.spec, attention_implementation=form)
-    )
   return counted.operations(forward, variables, images)
 
 
@@ -213,6 +209,7 @@ class _Layers:
       of their own, and attentions.
   """
 
+  @dispatch.implementation("direct")
   def __init__(self, model, variables, images):
     self._classes = {}
     self.parameters = _leaves(variables.get("params", {}))

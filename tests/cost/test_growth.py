@@ -5,7 +5,7 @@ import os
 import pytest
 
 from halonet.cost import growth
-from halonet.cost.attention import METHODS, Setting
+from halonet.cost.table1 import METHODS, Setting
 
 SMALL = Setting(channels=8, window=3, block_size=4, halo_size=1, heads=1)
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from halonet.chips import GENERATIONS
-from halonet.cost import tpu
+from halonet.tpu import step_cost
 
 PROGRAM = """
 import json, sys
@@ -54,8 +54,13 @@ print("CALLS", text.count('custom_call_target="tpu_custom_call"'))
 )
 @pytest.mark.parametrize("generation", ["v4", "v5e", "v5p", "v6e"])
 def test_kernels_compile_for_tpus(generation, fields):
+<<<<<<< HEAD
+  if not step_cost.available():
+    pytest.skip(f"needs {step_cost.required_package()}")
+=======
   if not tpu.available():
     pytest.skip(f"needs {tpu.required_package()}")
+>>>>>>> main
   chip = GENERATIONS[generation]
   result = subprocess.run(
     [
@@ -66,7 +71,7 @@ def test_kernels_compile_for_tpus(generation, fields):
       json.dumps(chip.compiler_options),
       json.dumps(dict(heads=4) | fields),
     ],
-    env=tpu.environment(),
+    env=step_cost.environment(),
     capture_output=True,
     text=True,
   )

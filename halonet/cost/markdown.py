@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from halonet.cost.attention import Row, Setting
 from halonet.cost.model import Counts
+from halonet.cost.table1 import MethodCost, Setting
 
 # Memory of one tensor, receptive field, FLOPs per pixel.
 _FORMULAS = {
@@ -14,7 +14,7 @@ _FORMULAS = {
 }
 
 
-def describe_attention(setting: Setting, rows: Sequence[Row]) -> str:
+def describe_attention(setting: Setting, rows: Sequence[MethodCost]) -> str:
   """Table 1 of the HaloNet paper, formulas beside counts, in lines."""
   memory = _table(
     (

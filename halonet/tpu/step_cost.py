@@ -1,15 +1,16 @@
 """What a training or evaluation step costs on a TPU slice, without a TPU.
 
 The step is the training loop's own, sharded over the whole slice, and compiled
-by the TPU compiler, which is in the package libtpu and needs no TPU. What it
-then knows of the program is reported: memory, operations, its own estimate of
-cycles, communication. Nothing is run; all times are estimates.
+by the TPU compiler, which the package libtpu contains and which needs no TPU.
+Reported is what the compiler knows of the program: memory, operations, its own
+estimate of cycles, communication. Nothing is run; all times are estimates.
 """
 
 import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -21,50 +22,21 @@ from typing import Any
 
 import ml_collections
 
-from halonet.chips import find_kind
-from halonet.cost.hlo import Collective, Layer
+from halonet.chips import GENERATIONS, find_kind
+from halonet.data import sources
 from halonet.errors import RunError, UsageError
-from halonet.training import checks
+from halonet.tpu.hlo import Collective, KernelCall, LayerCycles
 from halonet.training import config as config_lib
 
-# Per generation: an example of a slice, the devices of a chip, and what the
-# compiler must be told beside the topology.
-_GENERATIONS = {
-  "v3": ("v3:4x4", 2, {}),
-  "v4": (
-    "v4:2x2x4",
-    1,
-    {"chip_config_name": "megacore", "chips_per_host_bounds": [2, 2, 1]},
-  ),
-  "v5e": ("v5e:4x4", 1, {}),
-  "v5p": ("v5p:2x2x2", 1, {}),
-  "v6e": ("v6e:4x4", 1, {}),
-}
 STEPS = ("train", "eval")
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
-  """A Pallas kernel's part in a step, from its static schedule.
+class StepCost:
+  """The cost of one step on one slice.
 
-  Attributes:
-    name: of the kernel.
-    layer: the module that calls it.
-    calls: in one step.
-    cycles: of all these calls together; None if it is not known.
-  """
-
-  name: str
-  layer: str
-  calls: int
-  cycles: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-  """One step on one slice. "Core" is a device of JAX's: on v3 one core of two.
-
-  What is None is not known, as most is where the step does not fit.
+  A "core" is a device as JAX counts them: on v3, one of a chip's two. None
+  means unknown, as most is where the step does not fit.
 
   Attributes:
     topology: the slice, such as "v5e:4x4".
@@ -74,12 +46,11 @@ class Report:
     devices: cores of the slice.
     hbm_bytes: memory that the step needs on a core.
     hbm_capacity: memory that the compiler lets a program have.
-    fits: whether it has it.
-    compile_seconds: that the compiler took, here.
-    cycles: of a core, by the compiler's estimate and kernels' schedules.
-    seconds: these cycles at the chip's clock. Time that cores wait for
-      memory or for one another is in it only as far as the compiler has it in
-      its estimates; collectives are not.
+    fits: whether the first is within the second.
+    compile_seconds: time that the compiler took.
+    cycles: of a core, by the compiler's estimate and the kernels' schedules.
+    seconds: these cycles at the chip's clock. Collectives, and waiting for
+      memory beyond the compiler's estimates, are not included.
     flops: of a core in a step, without those in Pallas kernels.
     images: that a core works through in a step.
     bytes_accessed: that pass through the core's HBM in a step.
@@ -107,18 +78,18 @@ class Report:
   bytes_accessed: int | None = None
   roofline_seconds: float | None = None
   collectives: tuple[Collective, ...] | None = None
-  layers: tuple[Layer, ...] | None = None
-  kernels: tuple[Kernel, ...] | None = None
+  layers: tuple[LayerCycles, ...] | None = None
+  kernels: tuple[KernelCall, ...] | None = None
   unknown_loops: int = 0
 
 
 def available() -> bool:
-  """Whether the TPU compiler is installed."""
+  """Says whether the TPU compiler is installed."""
   return importlib.util.find_spec("libtpu") is not None
 
 
 def required_package() -> str:
-  """The requirement that installs the compiler which fits this JAX."""
+  """Returns the requirement for the compiler that fits this JAX."""
   for text in importlib.metadata.requires("jax") or ():
     match = re.match(r"(libtpu\s*[^;\s]+)", text)
     if match:
@@ -136,43 +107,41 @@ def check_available() -> None:
 
 
 def topology_devices(topology: str) -> int:
-  """Counts the devices of a slice; raises UsageError if it is none."""
+  """Counts the devices of a slice; raises UsageError if there is none such."""
   generation, _, shape = topology.partition(":")
-  examples = ", ".join(example for example, _, _ in _GENERATIONS.values())
-  example = _GENERATIONS.get(generation, ("", 0, {}))[0]
+  chip = GENERATIONS.get(generation)
   # The compiler takes other numbers of sides, too; no slice has them.
-  if shape.count("x") != example.count("x") or not re.fullmatch(
-    r"[1-9]\d*(x[1-9]\d*)+", shape
+  sides = chip.topology.count("x") if chip else 0
+  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape) or (
+    shape.count("x") != sides
   ):
+    examples = ", ".join(chip.topology for chip in GENERATIONS.values())
     raise UsageError(
       f"topology is {topology!r}; it must be a generation and a shape in chips,"
       f" such as {examples}"
     )
-  devices = _GENERATIONS[generation][1]
-  for side in shape.split("x"):
-    devices *= int(side)
-  return devices
+  return chip.devices * math.prod(map(int, shape.split("x")))
 
 
-def report(
+def compile_step(
   config: ml_collections.ConfigDict,
   topology: str,
   *,
   step: str = "train",
   per_core_batch: int,
   num_classes: int | None = None,
-) -> Report:
-  """Compiles a step for a slice and says what it would cost there.
+) -> StepCost:
+  """Compiles a step for a slice, and says what it would cost there.
 
   It takes minutes for large models, in a process of its own.
 
   Args:
-    config: complete and checked; its batch size is replaced, by
+    config: complete and checked; its batch size is replaced by
       `per_core_batch` × devices × accumulation steps.
     topology: generation and shape in chips, such as "v5e:4x4".
     step: "train" or "eval".
     per_core_batch: images that a core computes at once.
-    num_classes: of the model; if None, of the config's data set.
+    num_classes: classes of the model; by default, those of the data set.
 
   Raises:
     UsageError: if the compiler is not installed, there is no such slice, the
@@ -183,19 +152,15 @@ def report(
   if step not in STEPS:
     raise UsageError(f"step is {step!r}; it must be train or eval")
   config = sized(config, topology, per_core_batch)
-  if num_classes is None:
-    from halonet.data import sources  # TensorFlow takes seconds to load.
-
-    num_classes = sources.count_classes(config.data)
   generation, _, shape = topology.partition(":")
-  options = dict(_GENERATIONS[generation][2])
+  options = dict(GENERATIONS[generation].compiler_options)
   if set(shape.split("x")) == {"1"}:  # By default a host has four chips.
     options["chips_per_host_bounds"] = [1, 1, 1]
   request = {
     "config": config_lib.to_json(config),
     "topology": {"topology_name": topology, **options},
     "step": step,
-    "num_classes": num_classes,
+    "metadata": metadata(config, num_classes),
   }
   result = _in_child(request)
   if "refused" in result:
@@ -206,22 +171,36 @@ def report(
       f" {' '.join(result['no_topology'].split())}"
     )
   program = result.pop("program", None)
-  found = Report(
+  cost = StepCost(
     topology=topology, step=step, per_core_batch=per_core_batch, **result
   )
   if program is None:
-    return found
+    return cost
   images = per_core_batch
   if step == "train":
     images *= config.accumulation_steps
   cycles = _in_child(request | {"kernels": True}) if program["kernels"] else {}
-  return complete(found, program, images, cycles)
+  return complete(cost, program, images, cycles)
+
+
+def metadata(
+  config: ml_collections.ConfigDict, num_classes: int | None = None
+) -> dict[str, Any]:
+  """Returns what a task needs to know of a data set that need not be here.
+
+  Args:
+    config: complete, of a training.
+    num_classes: to assume, instead of looking for the data set.
+  """
+  if num_classes is None:
+    num_classes = sources.count_classes(config.data)
+  return {"labels": [str(number) for number in range(num_classes)]}
 
 
 def sized(
   config: ml_collections.ConfigDict, topology: str, per_core_batch: int
 ) -> ml_collections.ConfigDict:
-  """A copy of a config with the batch size of a slice, checked as a run's.
+  """Copies a config with the batch size for a slice, checked as a run's.
 
   Raises:
     UsageError: as a run on the slice would.
@@ -233,46 +212,49 @@ def sized(
     )
   config = config.copy_and_resolve_references()
   config.batch_size = per_core_batch * devices * config.accumulation_steps
-  checks.check_devices(config, devices)
+  config_lib.check_devices(config, devices)
   return config
 
 
 def complete(
-  found: Report, program: dict[str, Any], images: int, kernels: dict[str, int]
-) -> Report:
-  """Adds to a report what follows from the program.
+  cost: StepCost,
+  program: dict[str, Any],
+  images: int,
+  kernel_cycles: dict[str, int | None],
+) -> StepCost:
+  """Adds what follows from the program.
 
   Args:
-    found: with the fields of `halonet.cost.tpu_compiler.analyse`.
-    program: as `halonet.cost.hlo.Program` has it.
+    cost: with the fields that `halonet.tpu.compiler.analyse` returns.
+    program: fields of a `halonet.tpu.hlo.Program`, as JSON has them.
     images: that a core works through.
-    kernels: cycles, from `halonet.cost.kernels.measure`.
+    kernel_cycles: from `halonet.tpu.schedules.measure`.
   """
   layers = {layer["name"]: layer["cycles"] for layer in program["layers"]}
-  calls = []
-  for call in program["kernels"]:
-    once = kernels.get(f"{call['name']} {call['shapes']}")
-    runs = call["executions"]
-    cycles = None if once is None else once * runs
-    calls.append(Kernel(call["name"], call["layer"], runs, cycles))
-    layers[call["layer"]] = layers.get(call["layer"], 0) + (cycles or 0)
+  kernels = []
+  for fields in program["kernels"]:
+    call = KernelCall(**fields)
+    once = kernel_cycles.get(f"{call.name} {call.shapes}")
+    cycles = None if once is None else once * call.executions
+    kernels.append(dataclasses.replace(call, cycles=cycles))
+    layers[call.layer] = layers.get(call.layer, 0) + (cycles or 0)
   cycles = sum(layers.values())
-  chip = find_kind(found.device_kind)
-  bounds = [program["hbm_bytes"] / chip.hbm_bandwidth]
-  if found.flops is not None:
-    bounds.append(found.flops / chip.peak_flops)
+  chip = find_kind(cost.device_kind)
   return dataclasses.replace(
-    found,
+    cost,
     cycles=cycles,
     seconds=cycles / chip.clock_hz,
     images=images,
     bytes_accessed=program["hbm_bytes"],
-    roofline_seconds=max(bounds),
+    roofline_seconds=max(
+      program["hbm_bytes"] / chip.hbm_bandwidth,
+      (cost.flops or 0) / chip.peak_flops,
+    ),
     collectives=tuple(Collective(**item) for item in program["collectives"]),
     layers=tuple(
-      Layer(*item) for item in sorted(layers.items(), key=lambda x: -x[1])
+      LayerCycles(*item) for item in sorted(layers.items(), key=lambda x: -x[1])
     ),
-    kernels=tuple(calls),
+    kernels=tuple(kernels),
     unknown_loops=program["unknown_loops"],
   )
 
@@ -292,7 +274,7 @@ def _in_child(request):
         [
           sys.executable,
           "-m",
-          "halonet.cost.tpu_compiler",
+          "halonet.tpu.compiler",
           str(folder / "request"),
           str(folder / "result"),
         ],
@@ -320,7 +302,7 @@ def _in_child(request):
 
 
 def environment(dump: str | None = None) -> dict[str, str]:
-  """What must be set before JAX and the compiler are loaded.
+  """Returns what must be set before JAX and the compiler are loaded.
 
   With `dump`, the compiler writes all that it does into this folder.
   """

@@ -81,7 +81,7 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class MethodCost:
   """A row of Table 1: formulas, and the terms that make them the program.
 
   Attributes:
@@ -172,7 +172,7 @@ def program(
   )
 
 
-def table(setting: Setting) -> list[Row]:
+def table(setting: Setting) -> list[MethodCost]:
   """Table 1 for a setting; nothing of the map's size is allocated."""
   return [_row(method, setting) for method in METHODS]
 
@@ -211,7 +211,7 @@ def _row(method, setting):
     field = (side, side)
     flops = 4 * area * channels * pixels
     padding = 4 * area * channels * (padded - pixels)
-  return Row(
+  return MethodCost(
     method=method,
     memory_formula=memory,
     memory_padding=memory_padding,

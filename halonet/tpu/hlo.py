@@ -2,7 +2,7 @@
 
 The optimised program is text: computations of instructions, one a line. An
 instruction that takes time on the core carries the compiler's estimate of its
-cycles, and the name of the operation in our code that it comes from, such as
+cycles and the name of the operation in our code that it comes from, such as
 `jit(train_step)/jvp(Network)/Network._forward/stage1_block1/reduce/dot_general`.
 """
 
@@ -11,29 +11,20 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from halonet.cost.hlo_text import parse
+from halonet.tpu.hlo_text import parse
 
-# Time that belongs to no module: pooling and activations of the network itself;
-# and loss, optimizer, moving averages.
+# Time outside of all modules: pooling and activations of the model itself; and
+# loss, optimizer, moving averages.
 BETWEEN, OUTSIDE = "(between the modules)", "(outside the model)"
 
 # They name data, and move none.
-_FREE = frozenset(
-  (
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "optimization-barrier",
-  )
-)
+# fmt: off
+_FREE = frozenset((
+  "after-all", "bitcast", "call", "conditional", "constant",
+  "get-tuple-element", "optimization-barrier", "parameter", "partition-id",
+  "replica-id", "tuple", "while",
+))
+# fmt: on
 
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 
@@ -44,8 +35,8 @@ class Collective:
 
   Attributes:
     kind: such as "all-reduce".
-    count: how often one is carried out.
-    bytes: of the arrays that a device has in them.
+    count: how often one is executed.
+    bytes: size of a device's arrays in all of them.
   """
 
   kind: str
@@ -54,12 +45,12 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-  """What the compiler estimates for a module, forward and backward.
+class LayerCycles:
+  """The compiler's estimate for a module, forward and backward.
 
   Attributes:
-    name: its path in the model, to two levels: "stage1_block2/attention".
-    cycles: of one run of the program on one device.
+    name: path in the model, to two levels: "stage1_block2/attention".
+    cycles: for one run of the program on one device.
   """
 
   name: str
@@ -68,24 +59,27 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class KernelCall:
-  """A Pallas kernel in a program; the compiler gives no cycles for it.
+  """A Pallas kernel in a program.
 
   Attributes:
-    name: of the kernel.
-    layer: the module that calls it.
-    executions: how often it is carried out.
-    shapes: of operands and results, such as "bf16[8,16],s32[4]>f32[8,8]".
+    name: name of the kernel.
+    layer: module that calls it.
+    executions: how often it is executed.
+    shapes: operands and results, such as "bf16[8,16],s32[4]>f32[8,8]".
+    cycles: of all executions, from `halonet.tpu.schedules`; the compiler gives
+      none. None if unknown.
   """
 
   name: str
   layer: str
   executions: int
   shapes: str
+  cycles: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What is known of one run of a program on one device.
+  """One run of a program on one device.
 
   Attributes:
     layers: modules with their cycles, the most expensive first.
@@ -95,23 +89,19 @@ class Program:
     unknown_loops: loops of unknown length, of which one turn was counted.
   """
 
-  layers: tuple[Layer, ...]
+  layers: tuple[LayerCycles, ...]
   hbm_bytes: int
   collectives: tuple[Collective, ...]
   kernels: tuple[KernelCall, ...]
   unknown_loops: int
 
-  @property
-  def cycles(self) -> int:
-    """The compiler's estimate for everything but Pallas kernels."""
-    return sum(layer.cycles for layer in self.layers)
 
-
-def read_program(text: str, modules: Iterable[str]) -> Program:
+def read_program(text: str, model: str, modules: Iterable[str]) -> Program:
   """Adds up what the text of an optimised program says.
 
   Args:
     text: from `compiled.as_text()`, of a program compiled for TPU.
+    model: name of the model's class.
     modules: names of the model's modules, without their parents' names.
   """
   computations, entry = parse(text)
@@ -129,7 +119,7 @@ def read_program(text: str, modules: Iterable[str]) -> Program:
         sizes[kind] += runs * instruction.collective_bytes
       if called in fused:
         continue
-      layer = layer_of(instruction.op_name, modules)
+      layer = _layer_of(instruction.op_name, model, modules)
       cycles[layer] += runs * instruction.cycles
       bytes_ += runs * _hbm_bytes(instruction, computation, computations)
       if 'custom_call_target="tpu_custom_call"' in instruction.rest:
@@ -137,7 +127,9 @@ def read_program(text: str, modules: Iterable[str]) -> Program:
         name = name.rpartition("/")[2]
         kernels.append(KernelCall(name, layer, runs, instruction.signature))
   return Program(
-    layers=tuple(Layer(*item) for item in cycles.most_common() if item[1]),
+    layers=tuple(
+      LayerCycles(*item) for item in cycles.most_common() if item[1]
+    ),
     hbm_bytes=bytes_,
     collectives=tuple(
       Collective(kind, counts[kind], sizes[kind]) for kind in sorted(counts)
@@ -147,12 +139,12 @@ def read_program(text: str, modules: Iterable[str]) -> Program:
   )
 
 
-def layer_of(op_name: str, modules: frozenset[str]) -> str:
-  """The module of an operation, to two levels, from the path of its name.
+def _layer_of(op_name, model, modules):
+  """Returns the module of an operation, to two levels, from its name's path.
 
-  Whatever else is in the path, such as `transpose(jvp(Network))` and
-  `rematted_computation`, is no module, so that forward, backward and what is
-  computed again meet under one name.
+  Anything else in the path, such as `transpose(jvp(Network))` and
+  `rematted_computation`, is no module, so forward and backward pass and
+  recomputation meet under one name.
   """
   first = op_name.split(";")[0].replace("\\'", "'")
   parts = re.split(r"[/\[\]']+", first)
@@ -160,11 +152,12 @@ def layer_of(op_name: str, modules: frozenset[str]) -> str:
   found = [part for part in parts[:-1] if part in modules]
   if found:
     return "/".join(found[:2])
-  return BETWEEN if re.search(r"\bNetwork\b", first) else OUTSIDE
+  return BETWEEN if re.search(rf"\b{model}\b", first) else OUTSIDE
 
 
 def _executions(computations, entry):
-  """How often each computation runs; which are fused; unknown loops."""
+  """Counts runs of each computation, names the fused ones, counts loops of
+  unknown length."""
   times, fused = collections.Counter(), set()
   unknown_loops = 0
 
@@ -192,9 +185,9 @@ def _executions(computations, entry):
 
 
 def _turns(computations, loop):
-  """Turns of a loop, whose condition compares a count from 0 with a constant.
+  """Returns the turns of a loop that counts from 0 to a constant, or None.
 
-  JAX's scans and loops of known length are such; None for others.
+  JAX's scans and loops of known length are such.
   """
   condition = _CONDITION.search(loop.rest)[1]
   names, constants = [condition], []
@@ -211,7 +204,7 @@ def _turns(computations, loop):
 
 
 def _hbm_bytes(instruction, computation, computations):
-  """Bytes that an instruction reads from and writes to HBM."""
+  """Returns the bytes that an instruction reads from and writes to HBM."""
   opcode = instruction.opcode
   if opcode in _FREE or opcode.endswith("-done"):
     return 0
@@ -241,23 +234,13 @@ def _hbm_bytes(instruction, computation, computations):
 
 
 def _read_of(body, number, whole):
-  """Bytes that a fusion reads of one operand: of slices, only these."""
-  parameter = next(
-    (
-      name
-      for name, instruction in body.items()
-      if instruction.opcode == "parameter"
-      and instruction.rest.startswith(f"({number})")
-    ),
-    None,
-  )
-  users = [
-    instruction
-    for instruction in body.values()
-    if parameter in instruction.operands
+  """Returns the bytes that a fusion reads of an operand, or of its slices."""
+  parameters = [
+    name
+    for name, each in body.items()
+    if each.opcode == "parameter" and each.rest.startswith(f"({number})")
   ]
-  if not users or any(
-    user.opcode not in ("slice", "dynamic-slice") for user in users
-  ):
+  users = [x for x in body.values() if {*parameters} & {*x.operands}]
+  if not users or {x.opcode for x in users} - {"slice", "dynamic-slice"}:
     return whole
   return sum(array.tiled_bytes for user in users for array in user.arrays)

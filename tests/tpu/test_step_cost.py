@@ -5,17 +5,22 @@ import os
 
 import pytest
 
-from halonet.cost import tpu
-from halonet.cost.largest import largest_batch
-from halonet.cost.tpu_compiler import parse_out_of_memory
+from halonet.cost.model import forward_flops
 from halonet.errors import RunError, UsageError
+from halonet.tasks.registry import make_task
+from halonet.tpu import step_cost
+from halonet.tpu.compiler import parse_out_of_memory
+from halonet.tpu.largest import largest_batch
 from halonet.training.config import create_model
-from halonet.training.flops import training_flops
 
 needs_compiler = pytest.mark.skipif(
-  not tpu.available(), reason=f"needs {tpu.required_package()}"
+  not step_cost.available(), reason=f"needs {step_cost.required_package()}"
 )
 GIB = 1 << 30
+
+
+def digits_model(config):
+  return create_model(config, make_task(config, step_cost.metadata(config, 10)))
 
 
 @needs_compiler
@@ -26,7 +31,7 @@ def test_a_training_step_is_compiled_for_a_slice(small_config, monkeypatch):
     "model.depths=(1,)", "model.heads=(2,)", "accumulation_steps=2",
     "model.batch_norm_group=4",
   )  # fmt: skip
-  report = tpu.report(config, "v5e:2x2", per_core_batch=4)
+  report = step_cost.compile_step(config, "v5e:2x2", per_core_batch=4)
   assert os.environ["JAX_PLATFORMS"] == "tpu"
   assert report.fits and report.devices == 4 and report.images == 8
   assert report.device_kind == "TPU v5 lite"
@@ -42,7 +47,7 @@ def test_a_training_step_is_compiled_for_a_slice(small_config, monkeypatch):
   )
   # Both parts are counted, each once. On a TPU, attention's products fill with
   # operations what would be padding: on maps this small, most of the step.
-  counted = training_flops(create_model(config, num_classes=10), 16)
+  counted = 3 * forward_flops(digits_model(config), 16)
   assert 2.5 < report.flops / report.images / counted < 5
   # The loop over the two parts is not of unknown length.
   assert report.unknown_loops == 0 and report.kernels == ()
@@ -60,16 +65,16 @@ def test_a_compiler_that_runs_out_of_memory_says_so(
   killed.write_text("#!/bin/sh\nkill -KILL $$\n")
   killed.chmod(0o755)
   monkeypatch.setattr("sys.executable", str(killed))
-  monkeypatch.setattr(tpu, "available", lambda: True)
+  monkeypatch.setattr(step_cost, "available", lambda: True)
   with pytest.raises(RunError, match="was killed.*memory"):
-    tpu.report(small_config(), "v5e:2x2", per_core_batch=4)
+    step_cost.compile_step(small_config(), "v5e:2x2", per_core_batch=4)
 
 
 def _parameters(config):
   import jax
   import jax.numpy as jnp
 
-  model = create_model(config, num_classes=10)
+  model = digits_model(config)
   variables = jax.eval_shape(
     model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3))
   )
@@ -83,12 +88,12 @@ def test_an_evaluation_step_is_compiled_for_one_chip(small_config):
     "model.depths=(1,)", "model.heads=(2,)",
     "model.attention_implementation=xla",
   )  # fmt: skip
-  report = tpu.report(
+  report = step_cost.compile_step(
     config, "v5e:1x1", step="eval", per_core_batch=8, num_classes=10
   )
   assert report.fits and report.devices == 1 and report.images == 8
   # No gradients: a third of a training's FLOPs, and nothing to add up.
-  counted = training_flops(create_model(config, num_classes=10), 16) / 3
+  counted = forward_flops(digits_model(config), 16)
   assert 0.7 < report.flops / report.images / counted < 1.4
   assert report.collectives == ()
 
@@ -97,7 +102,7 @@ def test_an_evaluation_step_is_compiled_for_one_chip(small_config):
 def test_what_does_not_fit_is_no_error(small_config):
   config = small_config("data.image_size=1024", "model.depths=(1,)",
                         "model.heads=(2,)")  # fmt: skip
-  report = tpu.report(
+  report = step_cost.compile_step(
     config, "v5e:2x2", step="eval", per_core_batch=2048, num_classes=10
   )
   assert not report.fits
@@ -108,13 +113,17 @@ def test_what_does_not_fit_is_no_error(small_config):
 @needs_compiler
 def test_a_slice_that_the_compiler_refuses_is_said(small_config):
   with pytest.raises(UsageError, match="v5e:3x5.*not divisible"):
-    tpu.report(small_config(), "v5e:3x5", per_core_batch=8, num_classes=10)
+    step_cost.compile_step(
+      small_config(), "v5e:3x5", per_core_batch=8, num_classes=10
+    )
 
 
 @needs_compiler
 def test_a_config_without_a_model_is_said_as_in_training(small_config):
   with pytest.raises(UsageError, match="^config.model: num_classes is 0"):
-    tpu.report(small_config(), "v5e:2x2", per_core_batch=8, num_classes=0)
+    step_cost.compile_step(
+      small_config(), "v5e:2x2", per_core_batch=8, num_classes=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +152,7 @@ def test_out_of_memory_is_told_from_other_errors(message, needed):
   [("v3:4x4", 32), ("v4:2x2x4", 16), ("v5p:2x2x2", 8), ("v6e:4x4", 16)],
 )
 def test_a_core_is_a_device(topology, devices):
-  assert tpu.topology_devices(topology) == devices
+  assert step_cost.topology_devices(topology) == devices
 
 
 @pytest.mark.parametrize(
@@ -152,28 +161,28 @@ def test_a_core_is_a_device(topology, devices):
 )
 def test_a_slice_that_is_none_is_said_in_one_line(topology):
   with pytest.raises(UsageError, match="such as v3:4x4, v4:2x2x4"):
-    tpu.topology_devices(topology)
+    step_cost.topology_devices(topology)
 
 
 def test_the_batch_must_split_as_in_training(small_config):
   config = small_config("model.batch_norm_group=32")
-  assert tpu.sized(config, "v5e:4x4", 8).batch_size == 128
+  assert step_cost.sized(config, "v5e:4x4", 8).batch_size == 128
   with pytest.raises(UsageError, match="batch_norm_group is 32"):
-    tpu.sized(config, "v5e:4x4", 1)
+    step_cost.sized(config, "v5e:4x4", 1)
 
 
 def test_without_the_compiler_it_says_what_to_install(
   small_config, monkeypatch
 ):
-  monkeypatch.setattr(tpu, "available", lambda: False)
+  monkeypatch.setattr(step_cost, "available", lambda: False)
   with pytest.raises(UsageError, match="pip install 'libtpu==0.0"):
-    tpu.report(small_config(), "v5e:4x4", per_core_batch=8)
+    step_cost.compile_step(small_config(), "v5e:4x4", per_core_batch=8)
 
 
 def test_flags_of_the_user_stay(monkeypatch):
   monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_some_flag=true")
-  assert tpu.environment()["LIBTPU_INIT_ARGS"] == "--xla_some_flag=true"
-  flags = tpu.environment("/dump")["LIBTPU_INIT_ARGS"]
+  assert step_cost.environment()["LIBTPU_INIT_ARGS"] == "--xla_some_flag=true"
+  flags = step_cost.environment("/dump")["LIBTPU_INIT_ARGS"]
   assert flags.startswith("--xla_some_flag=true --xla_jf_dump_to=/dump ")
 
 
@@ -190,7 +199,7 @@ class Compiler:
   def __call__(self, batch):
     self.asked.append(batch)
     needs = self.needs(batch)
-    return tpu.Report(
+    return step_cost.StepCost(
       topology="v5e:4x4",
       step="train",
       per_core_batch=batch,
@@ -249,7 +258,7 @@ def test_kernels_add_to_their_layers():
     ],
     unknown_loops=0,
   )
-  found = tpu.complete(
+  found = step_cost.complete(
     dataclasses.replace(compiler(1), flops=None), program, 1,
     {"k f32[8]>f32[8]": 7},
   )  # fmt: skip

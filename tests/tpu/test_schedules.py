@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
-from halonet.cost import tpu
-from halonet.cost.kernels import count_cycles
+from halonet.tpu import step_cost
+from halonet.tpu.schedules import count_cycles
 
 # Two bundles before the loop over the grid, which has four and in them a loop
 # of two, and one after it. There is a branch forwards, too.
@@ -52,7 +52,7 @@ from flax import linen as nn
 from jax.experimental import pallas as pl
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec
-from halonet.cost import kernels, tpu_compiler
+from halonet.tpu import compiler, schedules
 from halonet.parallel import make_mesh, replicated
 
 def kernel(x, y, out):
@@ -100,8 +100,8 @@ params = {
 }
 arguments = params, shape(2048, 512)
 result = {
-  "analysis": tpu_compiler.analyse(step, arguments, mesh),
-  "cycles": kernels.measure(step, arguments, mesh, sys.argv[1]),
+  "analysis": compiler.analyse(step, arguments, "", mesh),
+  "cycles": schedules.measure(step, arguments, mesh, sys.argv[1]),
 }
 pathlib.Path(sys.argv[2]).write_text(json.dumps(result))
 """
@@ -109,12 +109,12 @@ pathlib.Path(sys.argv[2]).write_text(json.dumps(result))
 
 @pytest.mark.slow
 def test_kernels_of_a_program_are_counted_by_their_schedules(tmp_path):
-  if not tpu.available():
-    pytest.skip(f"needs {tpu.required_package()}")
+  if not step_cost.available():
+    pytest.skip(f"needs {step_cost.required_package()}")
   dump, result = tmp_path / "dump", tmp_path / "result.json"
   subprocess.run(
     [sys.executable, "-c", textwrap.dedent(PROGRAM), str(dump), str(result)],
-    env=tpu.environment(str(dump)),
+    env=step_cost.environment(str(dump)),
     check=True,
     capture_output=True,
   )
@@ -130,8 +130,8 @@ def test_kernels_of_a_program_are_counted_by_their_schedules(tmp_path):
   assert large < 20 * 2048 * 512 * 128 / (4 * 128 * 128)
   assert small < large
   program = result["analysis"].pop("program")
-  found = tpu.complete(
-    tpu.Report(
+  found = step_cost.complete(
+    step_cost.StepCost(
       topology="v5e:2x2", step="train", per_core_batch=1, **result["analysis"]
     ),
     program,
@@ -140,7 +140,7 @@ def test_kernels_of_a_program_are_counted_by_their_schedules(tmp_path):
   )
   calls = {kernel.layer: [] for kernel in found.kernels}
   for kernel in found.kernels:
-    calls[kernel.layer].append((kernel.calls, kernel.cycles))
+    calls[kernel.layer].append((kernel.executions, kernel.cycles))
   assert calls["layer1"] == [(1, large)]
   assert sorted(calls["layer2"]) == [(1, small), (3, 3 * small)]
   layers = {layer.name: layer.cycles for layer in found.layers}

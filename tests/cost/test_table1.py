@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from halonet.cost import attention
-from halonet.cost.attention import Setting
+from halonet.cost import table1
+from halonet.cost.table1 import Setting
 from halonet.errors import UsageError
 
 SETTINGS = {
@@ -30,9 +30,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", ["padded", "halo beyond the block"])
 def test_formulas_and_named_terms_are_the_whole_program(name):
-  for row in attention.table(SETTINGS[name]):
+  for row in table1.table(SETTINGS[name]):
     assert row.unexplained == 0, row.method
-    function, shapes = attention.program(row.method, SETTINGS[name])
+    function, shapes = table1.program(row.method, SETTINGS[name])
     analysis = jax.jit(function).lower(*shapes).cost_analysis()
     assert row.flops_program == analysis["flops"] < 2**24
     assert row.exponentials == row.logits == analysis["transcendentals"]
@@ -40,8 +40,8 @@ def test_formulas_and_named_terms_are_the_whole_program(name):
 
 def test_a_table_by_hand():
   setting = SETTINGS["padded"]  # 3×2 blocks of 5×5; 13×9 pixels.
-  rows = {row.method: row for row in attention.table(setting)}
-  assert list(rows) == list(attention.METHODS)
+  rows = {row.method: row for row in table1.table(setting)}
+  assert list(rows) == list(table1.METHODS)
 
   row = rows["blocked local"]
   assert row.memory_values == 3 * 2 * 9**2 * 12
@@ -79,16 +79,16 @@ def test_formulas_hold_without_a_halo():
   setting = Setting(
     height=6, width=8, channels=8, window=1, block_size=2, halo_size=0, heads=1
   )
-  rows = attention.table(setting)
+  rows = table1.table(setting)
   assert [row.unexplained for row in rows] == [0] * 4
   assert rows[-1].field_counted == (2, 2)
 
 
 def test_the_receptive_field_is_cut_only_where_the_border_is():
   setting = SETTINGS["whole blocks"]
-  assert attention.receptive_field("blocked local", setting) == (6, 6)
+  assert table1.receptive_field("blocked local", setting) == (6, 6)
   small = dataclasses.replace(setting, height=5)
-  assert attention.receptive_field("blocked local", small) == (5, 6)
+  assert table1.receptive_field("blocked local", small) == (5, 6)
 
 
 @pytest.mark.parametrize(

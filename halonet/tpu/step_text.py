@@ -1,16 +1,18 @@
-"""A TPU report in words, for people."""
+"""Words the cost of a TPU step for people."""
 
 from halonet.chips import find_kind
-from halonet.cost.tpu import Report
+from halonet.tpu.step_cost import StepCost
 
 
-def describe(first: Report, largest: Report | None, *, searched: bool) -> str:
-  """A report in lines.
+def describe(
+  first: StepCost, largest: StepCost | None, *, searched: bool
+) -> str:
+  """Describes a step in lines.
 
   Args:
-    first: of the batch that was asked for.
-    largest: of the largest batch that fits, which is shown where the first
-      does not; None if there is none, or it was not searched for.
+    first: cost of the batch that was asked for.
+    largest: cost of the largest batch that fits, shown where the first does
+      not; None if there is none, or it was not searched for.
     searched: whether it was.
   """
   lines = [("HBM a core", memory(first))]
@@ -67,8 +69,8 @@ def describe(first: Report, largest: Report | None, *, searched: bool) -> str:
       lines.append(
         (
           "Pallas kernel",
-          f"{kernel.name} in {kernel.layer}: {kernel.calls} calls, {cycles}"
-          " cycles by static schedule",
+          f"{kernel.name} in {kernel.layer}: {kernel.executions} calls,"
+          f" {cycles} cycles by static schedule",
         )
       )
     if shown.unknown_loops:
@@ -87,17 +89,15 @@ def describe(first: Report, largest: Report | None, *, searched: bool) -> str:
   return "\n".join(f"{name:18} {text}" for name, text in lines)
 
 
-def memory(report: Report) -> str:
-  """Whether a step fits, what it needs, and what there is."""
-  needs, has = (
-    size / 2**30 for size in (report.hbm_bytes, report.hbm_capacity)
-  )
-  verdict = "fits" if report.fits else "does not fit"
+def memory(cost: StepCost) -> str:
+  """Says whether a step fits, what it needs, and what there is."""
+  needs, has = (size / 2**30 for size in (cost.hbm_bytes, cost.hbm_capacity))
+  verdict = "fits" if cost.fits else "does not fit"
   return f"{verdict}, needs {needs:.2f} of {has:.2f} GiB"
 
 
 def _si(value):
-  """Three digits and a prefix: 58600000000 is "58.6 G"."""
+  """Formats three digits and a prefix: 58600000000 is "58.6 G"."""
   for prefix in ("", "k", "M", "G"):
     if value < 999.5:
       return f"{value:.3g} {prefix}"

@@ -1,10 +1,10 @@
-"""Cycles of Pallas kernels, from the schedules that the compiler made of them.
+"""Counts cycles of Pallas kernels in the schedules that the compiler writes.
 
-The compiler gives no estimate for a kernel. But it decides at which cycle each
-instruction is issued, and writes that down if it is asked to: bundles, one a
-cycle, in loops. So every kernel of a step is compiled alone, and its bundles
-are counted, those in a loop as often as it turns. Waiting for memory is not in
-such a count, and branches that are not taken are: it is good for ratios.
+The compiler gives no estimate for a kernel, but it decides at which cycle each
+instruction is issued, and writes that down on request: bundles, one a cycle, in
+loops. Every kernel of a step is compiled alone, and its bundles are counted,
+those in a loop as often as it turns. Waiting for memory is not included, and
+branches that are not taken are: the count is good for ratios.
 """
 
 import math
@@ -35,16 +35,17 @@ def measure(
 ) -> dict[str, int | None]:
   """Compiles the Pallas kernels of a step, one by one, and counts cycles.
 
-  The compiler must have been told to dump into `dump` before it was loaded.
+  `halonet.tpu.step_cost.environment(dump)` must have been set before the
+  compiler was loaded.
 
   Args:
     step: a jitted function.
     arguments: the shapes of its arguments.
-    mesh: of the slice.
-    dump: a folder for the compiler's files; what is in it is removed.
+    mesh: mesh of the slice.
+    dump: folder for the compiler's files; its contents are removed.
 
   Returns:
-    From "NAME SHAPES", as `halonet.cost.hlo.KernelCall` has them, to cycles of
+    From "NAME SHAPES", as `halonet.tpu.hlo.KernelCall` has them, to cycles of
     one call; None where the compiler left no schedule that can be read.
   """
   cycles = {}
@@ -73,12 +74,12 @@ def count_cycles(schedule: str, steps: int) -> int | None:
   """Cycles in which a kernel issues its instructions.
 
   Args:
-    schedule: the text of the compiler's "packed-bundles-post-ra".
-    steps: of the kernel's grid. Where a chip's two cores share them, they are
-      counted for one.
+    schedule: text of the compiler's "packed-bundles-post-ra".
+    steps: steps of the kernel's grid. Where a chip's two cores share them, the
+      cycles are those of one core.
 
   Returns:
-    None if a loop's length is not known before the kernel runs.
+    None if the length of a loop is not known before the kernel runs.
   """
   last, limits = -1, {}
   loops = []  # (first bundle, last bundle, turns)
@@ -108,7 +109,7 @@ def count_cycles(schedule: str, steps: int) -> int | None:
 
 
 def _schedules(folder):
-  """Files with a kernel's bundles among what the compiler has dumped."""
+  """Yields the files with kernels' bundles among what the compiler wrote."""
   for path in folder.glob("*-schedule-analysis_packed-bundles-post-ra.txt"):
     text = path.read_text()
     call = re.search(r'%(\S+) = [^\n]*"tpu_custom_call"', text)
@@ -118,7 +119,7 @@ def _schedules(folder):
 
 
 def _kernels(jaxpr: Any) -> Iterator[Any]:
-  """The calls of Pallas kernels in a jaxpr and in all that it calls."""
+  """Yields the calls of Pallas kernels in a jaxpr and in all that it calls."""
   for equation in jaxpr.eqns:
     if equation.primitive.name == "pallas_call":
       yield equation

@@ -1,19 +1,16 @@
-"""The text of a compiled program as instructions with shapes and layouts."""
+"""Parses a compiled program into instructions with shapes and layouts."""
 
 import dataclasses
 import functools
 import math
 import re
 
+# fmt: off
 _COLLECTIVES = (
-  "all-reduce",
-  "all-gather",
-  "reduce-scatter",
-  "all-to-all",
-  "ragged-all-to-all",
-  "collective-permute",
-  "collective-broadcast",
+  "all-gather", "all-reduce", "all-to-all", "collective-broadcast",
+  "collective-permute", "ragged-all-to-all", "reduce-scatter",
 )
+# fmt: on
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
@@ -32,11 +29,11 @@ _IOTA_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """An array of a program: what it holds, and how it lies in memory.
+  """An array of a program, and its place in memory.
 
   Attributes:
-    dtype: the compiler's name of it, such as "bf16".
-    dims: its shape.
+    dtype: the compiler's name for it, such as "bf16".
+    dims: shape.
     layout: order of the axes, tiles and memory, "1,0:T(8,128)S(1)".
   """
 
@@ -58,12 +55,12 @@ class Array:
 
   @functools.cached_property
   def bytes(self) -> int:
-    """Bytes of the elements alone."""
+    """Bytes without padding."""
     return math.prod(self.dims) * self.item_bits // 8
 
   @functools.cached_property
   def tiled_bytes(self) -> int:
-    """Bytes with the padding of the layout's first tile."""
+    """Bytes with the padding that the layout's first tile asks for."""
     order, _, tiling = self.layout.partition(":")
     tile = re.search(r"T\(([\d,]+)\)", tiling)
     if not tile or not self.dims:
@@ -78,7 +75,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """An instruction; of its text, `rest` is from the operands on."""
+  """An instruction; `rest` is its text from the operands on."""
 
   name: str
   opcode: str
@@ -149,7 +146,7 @@ class Instruction:
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-  """Computations as {name: {name: instruction}}, and the entry's name."""
+  """Returns {computation: {name: instruction}}, and the entry's name."""
   computations, entry, current = {}, None, None
   for line in text.splitlines():
     header = _HEADER.match(line)
