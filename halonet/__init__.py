@@ -1,6 +1,6 @@
 """HaloNet and its family of local self-attention backbones, in JAX and Flax."""
 
-from halonet.data.registry import register as register_source
+from halonet.data.sources import register as register_source
 from halonet.interop.pretrained import load_pretrained
 from halonet.layers.operators import register as register_operator
 from halonet.models.registry import create_model, list_models

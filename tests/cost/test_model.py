@@ -1,6 +1,5 @@
 """Costs of models, against XLA, real parameters and counts by hand."""
 
-import dataclasses
 import functools
 import math
 
@@ -13,6 +12,7 @@ from flax import linen as nn
 import halonet
 from halonet.cost import model as model_cost
 from halonet.models.registry import get_entry
+from halonet.ops import dispatch
 
 # One or two small blocks of every kind that a registered model has.
 SMALL = dict(depths=(1, 2), heads=(2, 2), num_classes=10, base_width=16)
@@ -28,28 +28,21 @@ SPECS = {
 }
 
 
-def small(name):
-  fields = SMALL | SPECS[name]
+def small(name, **changed):
+  fields = SMALL | SPECS[name] | changed
   size = fields.pop("size")
   return halonet.create_model(name, **fields), size
 
 
-def with_spec(model, **fields):
-  return model.clone(spec=dataclasses.replace(model.spec, **fields))
-
-
 def lower(model, size):
-  per_pixel = "p" in "".join(model.spec.operators)
-  model = with_spec(
-    model, attention_implementation="direct" if per_pixel else "xla"
-  )
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
   with pytest.MonkeyPatch.context() as patch:
     # XLA counts one turn of a loop: here there is none.
     scan = functools.partial(jax.lax.scan, unroll=True)
     patch.setattr("halonet.ops.forms.direct.lax.scan", scan)
-    return variables, jax.jit(model.apply).lower(variables, images)
+    with dispatch.implementation("direct"):
+      return variables, jax.jit(model.apply).lower(variables, images)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -128,13 +121,13 @@ def test_published_operations_of_resnet50():
 def test_dtype_size_and_rematerialisation():
   model, _ = small("halonet_h4")
   counts = model_cost.count(model, 32)
-  narrow = model_cost.count(with_spec(model, dtype="bfloat16"), 32)
+  narrow = model_cost.count(small("halonet_h4", dtype="bfloat16")[0], 32)
   # All but the logits of the classifier, which stay float32.
   assert narrow.total.activations == counts.total.activations
   assert counts.total.activation_bytes == 4 * counts.total.activations
   assert narrow.total.activation_bytes == 2 * counts.total.activations + 2 * 10
   for remat in ("block", "stage"):
-    again = model_cost.count(with_spec(model, remat=remat), 32)
+    again = model_cost.count(small("halonet_h4", remat=remat)[0], 32)
     assert again.parts == counts.parts
   wide = model_cost.count(model, (32, 64))
   assert (

@@ -54,13 +54,8 @@ print("CALLS", text.count('custom_call_target="tpu_custom_call"'))
 )
 @pytest.mark.parametrize("generation", ["v4", "v5e", "v5p", "v6e"])
 def test_kernels_compile_for_tpus(generation, fields):
-<<<<<<< HEAD
   if not step_cost.available():
     pytest.skip(f"needs {step_cost.required_package()}")
-=======
-  if not tpu.available():
-    pytest.skip(f"needs {tpu.required_package()}")
->>>>>>> main
   chip = GENERATIONS[generation]
   result = subprocess.run(
     [
