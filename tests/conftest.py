@@ -83,10 +83,13 @@ def processes(monkeypatch):
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
   """Prepares the embedded digits as TFDS records once; returns the folder."""
+  import ml_collections
+
   from halonet.data import sources
 
   path = str(tmp_path_factory.mktemp("tfds"))
-  sources.prepare("digits", path)
+  data = ml_collections.ConfigDict({"name": "digits", "data_dir": path})
+  sources.open_source(data, {})
   return path
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from halonet import predict
 from halonet.data import pipeline, sources
 from halonet.data.images import read_image
+from halonet.data.tfds_source import load_builder
 from halonet.errors import UsageError
 from halonet.ops import dispatch
 from halonet.training.workdir import Workdir
@@ -25,7 +26,7 @@ from halonet.training.workdir import Workdir
 @pytest.fixture
 def digit(tmp_path, data_dir):
   """The first test image, as a file."""
-  builder = sources.load_builder("digits", data_dir)
+  builder = load_builder("digits", data_dir)
   example = next(builder.as_dataset(split="test").as_numpy_iterator())
   path = tmp_path / "digit.png"
   Image.fromarray(example["image"][..., 0]).save(path)

@@ -50,7 +50,7 @@ def test_a_grid_from_its_first_trial_to_its_report(
   assert f"accuracy {results['test_accuracy']:.4f}, " in done
   assert f" {results['parameters']:,} parameters" in done
   assert any(
-    line.startswith("  infeasible: config.model: halo_size is -1")
+    line.startswith("  infeasible: config.model.halo_size is -1")
     for line in lines
   )
   assert lines[-3].startswith("2 trials: 1 done, 1 infeasible")
@@ -97,9 +97,9 @@ def test_dry_run(sweep, tmp_path):
   code, output, complaint = sweep("--dry_run", "--grid.model.halo_size=1,-2")
   assert code == 0, complaint
   head, _, *lines, end = output.splitlines()
-  assert head == "4 settings × 1 seed of configs/digits.py, with 10 classes"
+  assert head == "4 settings × 1 seed of configs/digits.py, num_classes 10"
   assert lines[0].split()[:4] == ["2", "1", "4", "85,018"]  # As it trains.
-  assert "IMPOSSIBLE: config.model: halo_size is -2" in lines[1]
+  assert "IMPOSSIBLE: config.model.halo_size is -2" in lines[1]
   assert end == "2 of 4 settings will not run as they are"
 
 
@@ -110,7 +110,7 @@ def test_dry_run_on_a_tpu(sweep, monkeypatch, fits):
 
   asked = []
 
-  def report(config, topology, *, per_core_batch, num_classes):
+  def report(config, topology, *, per_core_batch):
     asked.append((config.model.block_size, topology, per_core_batch))
     return tpu.Report(
       topology,

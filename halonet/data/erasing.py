@@ -1,12 +1,13 @@
 """Random erasing (Zhong et al. 2020): a rectangle of an image becomes noise."""
 
-import tensorflow as tf
+from halonet.data.runtime import tf
 
-# Of the image's area, and of height to width; the paper's section 4.
+# Ranges of the rectangle's share of the image's area and of its height divided
+# by its width (section 4).
 _AREA = (0.02, 1 / 3)
 _ASPECT = (0.3, 1 / 0.3)
 
-# Rectangles drawn until one fits; nearly every one does.
+# Rectangles drawn to find one that fits; nearly every one does.
 _ATTEMPTS = 10
 
 
@@ -16,12 +17,12 @@ def random_erasing(
   """Fills a random rectangle with uniform levels of 0 … 255, pixel by pixel.
 
   Area and aspect ratio of the rectangle are uniform, as in algorithm 1 of the
-  paper, and so is its place among those where it lies in the image.
+  paper, and so is its position inside the image.
 
   Args:
     image: uint8 `[size, size, 3]`.
     seed: two int32 numbers; the same seed gives the same rectangle and noise.
-    probability: of erasing at all; else the image is left as it is.
+    probability: probability of erasing at all.
 
   Returns:
     uint8 `[size, size, 3]`.
@@ -38,7 +39,7 @@ def random_erasing(
     place = tf.minimum(
       tf.cast(place * tf.cast(places + 1, tf.float32), tf.int32), places
     )
-    # One number of 32 bits has enough of them for the levels of a pixel.
+    # A random number of 32 bits suffices for the levels of a pixel.
     bits = tf.random.stateless_uniform(
       [height, width], seeds[3], None, None, tf.uint32
     )
@@ -53,7 +54,7 @@ def random_erasing(
 
 
 def _rectangle(seed, size):
-  """Draws height and width; 0 and 0 if no attempt fits into the image."""
+  """Draws height and width; both are 0 if no attempt fits into the image."""
   drawn = tf.random.stateless_uniform(
     [_ATTEMPTS, 2], seed, [_AREA[0], _ASPECT[0]], [_AREA[1], _ASPECT[1]]
   )

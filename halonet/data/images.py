@@ -1,25 +1,25 @@
-"""Image files of any kind and size, as people have them."""
+"""Reads image files of any kind and size, and prepares them for a model."""
 
 import pathlib
 
 import ml_collections
 import numpy as np
-import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from halonet.data import preprocessing
+from halonet.data.runtime import tf
 from halonet.errors import UsageError
 
 
 def read_image(path: str | pathlib.Path) -> Image.Image:
   """Reads an image file as RGB.
 
-  The orientation that cameras note is applied, transparency is laid on white,
-  and grey of more than 8 bits is brought down to them: 16 bits by their upper
-  half, floating-point numbers from 0 … 1, or as they are if they go beyond.
+  The orientation that cameras record is applied, and transparency is laid on
+  white. Grey of 16 bits keeps the upper 8. Floating-point grey of 0 … 1 is
+  scaled to 0 … 255, and kept if it goes beyond 1.
 
   Raises:
-    UsageError: if there is no such file, or no image in it.
+    UsageError: if there is no such file, or it holds no image.
   """
   try:
     with Image.open(path) as image:
@@ -56,7 +56,7 @@ def _eight_bits(grey, mode):
 def square_input(
   image: Image.Image, config: ml_collections.ConfigDict
 ) -> np.ndarray:
-  """Prepares an image as the test split is: float32 `[size, size, 3]`.
+  """Prepares an image as evaluation does: float32 `[size, size, 3]`.
 
   Args:
     image: RGB, of any size; its central square is used.
@@ -67,7 +67,7 @@ def square_input(
   )
   square = preprocessing.crop(tf.constant(np.asarray(image)), window)
   pixels = preprocessing.resize_test(square, config)
-  # In the config's image_dtype first, so that the numbers are the test split's.
+  # First to the config's image_dtype, for the same numbers as evaluation's.
   return preprocessing.normalise(pixels, config).numpy().astype(np.float32)
 
 

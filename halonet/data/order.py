@@ -1,68 +1,69 @@
 """The order in which training and evaluation read examples.
 
 Training reads an endless stream that is a pure function of (seed, position):
-epoch after epoch, each in an order of its own. Neither the number of processes
-nor of devices matters, and yet each process reads its own files: a batch has L
-lanes, each of the same number of rows, and a lane is a stream of its own. In
-every epoch the files are put in a random order, one after the other, and cut
-into L ranges of the same length, one for each lane; within its range a lane
-shuffles window after window. Processes share out the rows of a batch, hence
-the lanes, hence the files. The place in a lane says which files and windows are
-passed, and they are not read again.
+epoch after epoch, each in an order of its own. It depends neither on the number
+of processes nor on that of devices, and yet each process reads its own files.
+
+A batch has L lanes of equally many rows, and each lane is a stream of its own.
+In every epoch the files are put in a random order, one after the other, and cut
+into L ranges of equal length, one for each lane. Within its range a lane
+shuffles window after window. Processes divide the rows of a batch among
+themselves, hence the lanes, hence the files. The position in a lane tells which
+files and windows are passed, and they are not read again.
 """
 
-import dataclasses
 import functools
 
 import jax
 import ml_collections
 import numpy as np
-import tensorflow as tf
 
+from halonet.data.runtime import tf
 from halonet.data.sources import Split
 
-# Enough for the processes of a large pod; each is an open file in a process.
+# Enough for the processes of a large pod. A process keeps one file open for
+# each of its lanes.
 _MOST_LANES = 256
-# A lane begins in the middle of a file and reads over what comes before: with
-# four files a lane, an eighth of what it reads.
+# A lane begins in the middle of a file and reads over what comes before: an
+# eighth of all it reads, with four files a lane.
 _FILES_PER_LANE = 4
 
 # Branches of the config's seed: no two purposes draw the same numbers.
 _ORDER, _EXAMPLE = 0, 1
 
+# Entries for some files: the shard, examples to skip in its file, examples to
+# take, and the number of the first of these in the split; int64 each.
+Segments = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
 
 def num_lanes(batch_size: int, files: int) -> int:
-  """How many lanes a batch has: a divisor of the batch size."""
+  """Returns the number of lanes of a batch, a divisor of the batch size."""
   most = min(_MOST_LANES, max(1, files // _FILES_PER_LANE))
   return max(n for n in range(1, most + 1) if batch_size % n == 0)
 
 
-def lane_begin(epoch: int, lane: int, lanes: int, size: int) -> int:
-  """Counts the examples of a lane in all the epochs before one.
+def _passed_before(epoch, lane, lanes, size):
+  """Counts the examples of a lane in all epochs before one.
 
-  Example i of the whole stream, over all epochs, is of lane i mod `lanes`.
+  Example i of the whole stream, over all epochs, belongs to lane i mod `lanes`.
   """
-  return max(0, -((lane - epoch * size) // lanes))
+  return -((lane - epoch * size) // lanes)
 
 
 def plan(
   split: Split, seed: int, epoch: int, lane: int, lanes: int, passed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """What a lane reads in an epoch, after its first `passed` examples.
-
-  Returns:
-    Four int64 arrays with an entry per file: the shard, examples to skip in
-    its file, examples to take, and the number of the first in the split.
-  """
-  lengths = [
-    lane_begin(epoch + 1, other, lanes, split.size)
-    - lane_begin(epoch, other, lanes, split.size)
-    for other in range(lane + 1)
-  ]
-  end = sum(lengths)
-  begin = end - lengths[lane] + passed
+) -> Segments:
+  """Lists what a lane reads in an epoch after its first `passed` examples."""
+  up_to = np.arange(lane + 1)
+  lengths = _passed_before(epoch + 1, up_to, lanes, split.size)
+  lengths -= _passed_before(epoch, up_to, lanes, split.size)
+  end = lengths.sum()
   order, starts = _file_order(split, seed, epoch)
-  # Files in the order of the epoch that overlap [begin, end).
+  return _segments(split, order, starts, end - lengths[-1] + passed, end)
+
+
+def _segments(split, order, starts, begin, end) -> Segments:
+  """Lists the examples `begin` … `end` of the files in some order."""
   first = np.searchsorted(starts, begin, side="right") - 1
   last = np.searchsorted(starts, end, side="left")
   shards, starts = order[first:last], starts[first:last]
@@ -86,76 +87,43 @@ def _first_numbers(split):
   return np.cumsum(split.sizes) - split.sizes
 
 
-@dataclasses.dataclass(frozen=True)
-class _Position:
-  """This process's lanes at some place of the stream.
-
-  Attributes:
-    lanes: of a whole batch.
-    rows: of a lane in a batch.
-    window: examples that a lane shuffles at once.
-    mine: the lanes that this process has rows of.
-    epochs: the epoch that each of those is in.
-    passed: what is passed of it in that epoch.
-  """
-
-  lanes: int
-  rows: int
-  window: int
-  mine: np.ndarray
-  epochs: np.ndarray
-  passed: np.ndarray
-
-
-def _position(split, config, start):
-  lanes = num_lanes(config.batch_size, len(split.sizes))
-  rows = config.batch_size // lanes
-  # Files of one example each are shuffled as files.
-  window = max(1, config.data.shuffle_buffer // lanes)
-  window = 1 if split.sizes.max() == 1 else window
-  # Rows of a batch: lane after lane. A process has some rows in a row.
-  local = config.batch_size // jax.process_count()
-  first_row = local * jax.process_index()
-  last_lane = -(-(first_row + local) // rows)
-  mine = np.arange(first_row // rows, last_lane, dtype=np.int64)
-  epochs = (start * config.batch_size + mine) // split.size
-  before = [
-    lane_begin(int(epoch), int(lane), lanes, split.size)
-    for epoch, lane in zip(epochs, mine, strict=True)
-  ]
-  passed = start * rows - np.array(before, np.int64)
-  return _Position(lanes, rows, window, mine, epochs, passed)
-
-
 def train_records(
   split: Split, config: ml_collections.ConfigDict, *, start: int = 0
 ) -> tf.data.Dataset:
-  """This process's part of the shuffled, endless stream of encoded examples.
+  """Reads this process's part of the shuffled, endless stream of examples.
 
   Args:
-    split: of a data set.
-    config: a training config.
-    start: how many batches have been consumed before.
+    split: the split to read.
+    config: complete training config.
+    start: number of batches consumed before.
 
   Returns:
-    A dataset of `image` (bytes), `label`, `number` (of the example in the
-    split) and `epoch`.
+    A dataset of the split's examples, each with `number`, its place in the
+    split, and `epoch`; int64.
   """
-  position = _position(split, config, start)
-  rows, window = position.rows, position.window
+  lanes = num_lanes(config.batch_size, len(split.files))
+  rows = config.batch_size // lanes
+  # Files of one example each are shuffled as files.
+  lone = split.sizes.max() == 1
+  window = 1 if lone else max(1, config.data.shuffle_buffer // lanes)
+  # The rows of a batch: lane after lane. A process has consecutive ones.
+  local = config.batch_size // jax.process_count()
+  first_row = local * jax.process_index()
+  mine = np.arange(first_row // rows, -(-(first_row + local) // rows))
+  first_epochs = (start * config.batch_size + mine) // split.size
+  passed = _passed_before(first_epochs, mine, lanes, split.size)
 
   def files(lane, epoch, passed):
-    return plan(
-      split, config.seed, int(epoch), int(lane), position.lanes, int(passed)
-    )
+    return plan(split, config.seed, int(epoch), int(lane), lanes, int(passed))
 
   def epoch_of_lane(lane, epoch, passed):
     first_window = passed // window
     segments = tf.numpy_function(
       files, [lane, epoch, first_window * window], [tf.int64] * 4
     )
-    segments = [tf.ensure_shape(item, [None]) for item in segments]
-    examples = _numbered(split, segments)
+    examples = _read(
+      split, [tf.ensure_shape(item, [None]) for item in segments]
+    )
     if window > 1:
       seed = _fold(config.seed, _ORDER, epoch, lane)
       # The next window is read while this one is used up.
@@ -164,9 +132,7 @@ def train_records(
         lambda number, batch: _shuffled(batch, fold_in(seed, number))
       )
     examples = examples.skip(passed - first_window * window)
-    return examples.map(
-      lambda number, example: example | {"number": number, "epoch": epoch}
-    )
+    return examples.map(lambda example: example | {"epoch": epoch})
 
   def stream_of_lane(lane, first_epoch, passed):
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
@@ -177,19 +143,17 @@ def train_records(
     )
 
   stream = tf.data.Dataset.from_tensor_slices(
-    (position.mine, position.epochs, position.passed)
+    (mine, first_epochs, start * rows - passed)
   ).interleave(
     stream_of_lane,
-    cycle_length=len(position.mine),
+    cycle_length=len(mine),
     block_length=rows,
     num_parallel_calls=tf.data.AUTOTUNE,
     deterministic=True,
   )
-  local = config.batch_size // jax.process_count()
-  skip = local * jax.process_index() % rows
-  if local % rows or skip:
-    # Lanes at the edges are read by two processes; each takes its own rows.
-    around = len(position.mine) * rows
+  if local % rows:
+    # Two processes read a lane where they meet; each takes its own rows.
+    around, skip = len(mine) * rows, first_row % rows
     stream = (
       stream.enumerate()
       .filter(lambda i, _: (i % around >= skip) & (i % around < skip + local))
@@ -198,87 +162,56 @@ def train_records(
   return stream
 
 
-def train_files(
-  split: Split, config: ml_collections.ConfigDict, *, start: int
-) -> list[int]:
-  """The shards that this process reads for a batch, and just after it."""
-  position = _position(split, config, start)
-  shards = []
-  for lane, epoch, passed in zip(
-    position.mine, position.epochs, position.passed, strict=True
-  ):
-    wanted = position.rows + 2 * position.window
-    passed = passed // position.window * position.window
-    while wanted > 0:
-      segments = plan(
-        split, config.seed, int(epoch), int(lane), position.lanes, int(passed)
-      )
-      for shard, take in zip(segments[0], segments[2], strict=True):
-        if wanted > 0:
-          shards.append(int(shard))
-        wanted -= int(take)
-      epoch, passed = epoch + 1, 0
-  return shards
-
-
 def test_part(split: Split) -> tuple[int, int, int]:
-  """This process's part of a split that is read once.
+  """Returns this process's part of a split that is read once.
 
   Returns:
-    The number of its first example, that of the first after it, and how many
-    examples the largest part of any process has.
+    The number of its first example, that of the first after it, and the size
+    of the largest part of any process.
   """
-  count = jax.process_count()
-  begins = [split.size * index // count for index in range(count + 1)]
-  sizes = np.diff(begins)
-  index = jax.process_index()
-  return begins[index], begins[index + 1], int(sizes.max())
+  count, index = jax.process_count(), jax.process_index()
+  begins = [split.size * part // count for part in range(count + 1)]
+  return begins[index], begins[index + 1], int(np.diff(begins).max())
 
 
 def test_records(split: Split, begin: int, end: int) -> tf.data.Dataset:
-  """Encoded examples `begin` … `end` of a split, in the order of its files.
+  """Reads the examples `begin` … `end` of a split, in the order of its files.
 
   Returns:
-    A dataset of `image` (bytes), `label` and `number`.
+    A dataset of the split's examples, each with `number`, its place in the
+    split; int64.
   """
-  firsts = _first_numbers(split)
-  before = np.clip(begin - firsts, 0, split.sizes)
-  takes = np.clip(end - firsts, 0, split.sizes) - before
-  shards = np.flatnonzero(takes > 0)
-  segments = (
-    shards,
-    (split.skips + before)[shards],
-    takes[shards],
-    (firsts + before)[shards],
-  )
-
-  examples = _numbered(split, segments)
-  return examples.map(lambda number, example: example | {"number": number})
+  starts = _first_numbers(split)
+  order = np.arange(len(starts))
+  return _read(split, _segments(split, order, starts, begin, end))
 
 
-def _numbered(split, segments):
-  """Reads what `plan` says: the number of each example in the split, and it."""
-
+def _read(split, segments):
   def file(shard, skip, take, number):
     # Not by enumerate, which costs a millisecond for each file.
     numbers = tf.data.Dataset.range(number, number + take)
-    return tf.data.Dataset.zip(numbers, split.read(shard, skip, take))
+    examples = split.read(shard, skip, take)
+    return tf.data.Dataset.zip(examples, numbers).map(_numbered)
 
   segments = tf.data.Dataset.from_tensor_slices(tuple(segments))
   if split.read_one:
     return segments.map(
-      lambda shard, skip, take, number: (number, split.read_one(shard))
+      lambda shard, skip, take, number: _numbered(split.read_one(shard), number)
     )
   return segments.flat_map(file)
 
 
+def _numbered(example, number):
+  return example | {"number": number}
+
+
 def example_seed(seed: int, epoch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-  """What decides every random choice for an example: two int32 numbers."""
+  """Returns two int32 numbers that decide all random choices for an example."""
   return _fold(seed, _EXAMPLE, epoch, number)
 
 
 def fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
-  """A branch of a seed of two numbers, for each `number` another."""
+  """Returns a branch of a seed of two numbers, another for each `number`."""
   return tf.random.experimental.stateless_fold_in(seed, number)
 
 
@@ -290,7 +223,7 @@ def _fold(seed, *numbers):
 
 
 def _shuffled(batch, seed):
-  """The examples of a batch, as a dataset in random order."""
+  """Returns the examples of a batch as a dataset in random order."""
   size = tf.shape(tf.nest.flatten(batch)[0])[0]
   keys = tf.random.stateless_uniform([size], seed, None, None, tf.int64)
   order = tf.argsort(keys, stable=True)

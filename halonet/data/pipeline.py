@@ -4,34 +4,22 @@ The state of the training stream is one number, the batches delivered so far:
 restoring it rebuilds the stream from there. `halonet.data.order` says how.
 """
 
-import contextlib
+import dataclasses
 import itertools
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-import tensorflow as tf
 
 from halonet.data import order, preprocessing
+from halonet.data.runtime import CORES, tf
 from halonet.data.sources import Split
 from halonet.errors import RunError
 
 Batch = dict[str, np.ndarray]
-
-# Images are made side by side, one by each thread. Threads within an operation
-# would only take turns with these: a tenth of the time.
-with contextlib.suppress(RuntimeError):  # TensorFlow may run already.
-  tf.config.threading.set_intra_op_parallelism_threads(1)
-
-# As many images at once: tf.data's own choice of the number made 5 % fewer.
-if hasattr(os, "sched_getaffinity"):
-  _CORES = len(os.sched_getaffinity(0))
-else:  # macOS.
-  _CORES = os.cpu_count()
 
 
 def train_batches(
@@ -40,10 +28,10 @@ def train_batches(
   """Iterates without end over the shuffled training split.
 
   Args:
-    split: of a data set.
+    split: the split to read.
     config: complete training config.
     task: a `halonet.tasks.task.Task`; its `batch_spec` says what a batch holds.
-    start: batches consumed before, by a run that goes on.
+    start: number of batches consumed before, by a run that goes on.
 
   Returns:
     An iterator over this process's part of every global batch, which is the
@@ -54,30 +42,21 @@ def train_batches(
     RunError: from the iterator, if an image cannot be decoded; it names the
       file.
   """
-  data = config.data
 
-  def preprocess(example):
+  def example(record):
     # (seed, epoch, example) decide every random choice.
-    seed = order.example_seed(config.seed, example["epoch"], example["number"])
-    return task.example(example, seed, train=True)
+    seed = order.example_seed(config.seed, record["epoch"], record["number"])
+    return task.example(record, seed, train=True)
 
-  def finish(batch):
-    batch["image"] = preprocessing.normalise(batch["image"], data)
-    batch.pop("skipped", None)  # The weight says it.
-    return task.finish(batch, train=True)
-
-  records = order.train_records(split, config, start=start)
-  stream = _decoded(records, preprocess, data)
   local = config.batch_size // jax.process_count()
-  stream = stream.batch(local, drop_remainder=True)
-  stream = stream.map(finish, num_parallel_calls=_CORES)
+  records = order.train_records(split, config, start=start)
+  stream = _examples(records, example, config.data)
 
-  def undecoded(delivered):
-    here = start + delivered
-    records = order.train_records(split, config, start=here).take(local)
-    return records, order.train_files(split, config, start=here)
+  def records_of(split, batch):
+    records = order.train_records(split, config, start=start + batch)
+    return records.take(local)
 
-  return _iterate(stream.prefetch(2), split, task, undecoded)
+  return _batches(stream, local, config.data, task, True, split, records_of)
 
 
 def test_batches(
@@ -88,39 +67,25 @@ def test_batches(
   Rows of weight 0 complete the last batches, so that every process sees the
   same number of them.
 
-  Args and Returns as for `train_batches`.
-
-  Raises:
-    RunError: as for `train_batches`.
+  Args, Returns and Raises as for `train_batches`.
   """
-  data = config.data
-  # In the parts that training takes, for the same memory.
+  # As many rows as training computes at once, for the same memory.
   local = config.batch_size // config.accumulation_steps // jax.process_count()
-
-  def preprocess(example):
-    return {"weight": 1.0} | task.example(example, None, train=False)
-
   begin, end, largest = order.test_part(split)
-  batches = -(-largest // local)
+  missing = -(-largest // local) * local - (end - begin)
   records = order.test_records(split, begin, end)
-  stream = _decoded(records, preprocess, data)
-  fillers = tf.data.Dataset.from_tensors(_zeros(stream))
-
-  def finish(batch):
-    batch["image"] = preprocessing.normalise(batch["image"], data)
-    return task.finish(batch, train=False)
-
+  stream = _examples(
+    records, lambda record: task.example(record, None, train=False), config.data
+  )
+  fillers = tf.data.Dataset.from_tensors(_zeros(stream)).repeat(missing)
   # Deterministic maps keep the fillers last.
-  stream = stream.concatenate(fillers.repeat(batches * local - (end - begin)))
-  stream = stream.batch(local, drop_remainder=True)
-  stream = stream.map(finish, num_parallel_calls=_CORES)
+  stream = stream.concatenate(fillers)
 
-  def undecoded(delivered):
-    first = min(begin + delivered * local, end)
-    records = order.test_records(split, first, min(first + local, end))
-    return records, range(len(split.files))
+  def records_of(split, batch):
+    first = min(begin + batch * local, end)
+    return order.test_records(split, first, min(first + local, end))
 
-  return _iterate(stream.prefetch(2), split, task, undecoded)
+  return _batches(stream, local, config.data, task, False, split, records_of)
 
 
 def on_device(
@@ -143,25 +108,21 @@ def on_device(
     waiting.extend(move(batch) for batch in itertools.islice(batches, 1))
 
 
-def _decoded(
-  records: tf.data.Dataset,
-  preprocess: Callable[[dict], dict],
-  data: ml_collections.ConfigDict,
-) -> tf.data.Dataset:
+def _examples(records, example, data):
   """Maps records in parallel; with `skip_corrupt`, bad ones become blanks."""
-  if not data.skip_corrupt:
-    return records.map(preprocess, num_parallel_calls=_CORES)
 
-  def attempt(example):
-    good = tf.data.Dataset.from_tensors(example).map(
-      lambda example: {"weight": 1.0, "skipped": 0.0} | preprocess(example)
-    )
+  def make(record):
+    return {"weight": 1.0, "skipped": 0.0} | example(record)
+
+  def attempt(record):
+    good = tf.data.Dataset.from_tensors(record).map(make)
     blank = _zeros(good) | {"skipped": 1.0}
     # What cannot be decoded drops out, and the blank comes first.
     good = good.ignore_errors().concatenate(tf.data.Dataset.from_tensors(blank))
     return good.take(1).get_single_element()
 
-  return records.map(attempt, num_parallel_calls=_CORES)
+  function = attempt if data.skip_corrupt else make
+  return records.map(function, num_parallel_calls=CORES)
 
 
 def _zeros(dataset):
@@ -170,39 +131,60 @@ def _zeros(dataset):
   )
 
 
-def _iterate(dataset, split, task, undecoded):
-  batches = iter(dataset.as_numpy_iterator())
-  for delivered in itertools.count():
+def _batches(stream, local, data, task, train, split, records_of):
+  """Iterates over batches of examples.
+
+  `records_of` returns the records of a batch, by the batch's number; it takes
+  them from the split that it is given.
+  """
+
+  def finish(batch):
+    batch["image"] = preprocessing.normalise(batch["image"], data)
+    batch = task.finish(batch, train)
+    return {name: batch[name] for name in task.batch_spec(train)}
+
+  stream = stream.batch(local, drop_remainder=True)
+  stream = stream.map(finish, num_parallel_calls=CORES).prefetch(2)
+  batches = stream.as_numpy_iterator()
+  for number in itertools.count():
     try:
       batch = next(batches)
     except StopIteration:
       return
     except tf.errors.OpError as error:
-      raise RunError(
-        _what_is_wrong(split, *undecoded(delivered), error)
-      ) from None
+      raise RunError(_what_is_wrong(split, records_of, number, error)) from None
     if problem := task.problem(batch):
       raise RunError(f"images in {_folder(split)} have {problem}")
     yield batch
 
 
-def _what_is_wrong(split, records, shards, error):
+def _what_is_wrong(split, records_of, number, error):
   """Finds the image that failed among the records of a batch; or the file."""
+  opened = []
+
+  def note(shard):
+    opened.append(int(shard))
+    return shard
+
+  def read(shard, skip, take):
+    noted = tf.numpy_function(note, [shard], tf.int64)
+    return split.read(tf.ensure_shape(noted, []), skip, take)
+
   try:
-    for example in records:
+    noting = dataclasses.replace(split, read=read, read_one=None)
+    for record in records_of(noting, number):
       try:
-        preprocessing.decode(example["image"])
+        preprocessing.decode(record["image"])
       except tf.errors.OpError as failure:
-        where = split.where(int(example["number"]))
+        where = split.where(int(record["number"]))
         return (
           f"{where} cannot be decoded: {_first_line(failure)}. Mend it, or set"
           " config.data.skip_corrupt=true to count and leave out such images"
         )
   except tf.errors.OpError:
-    for shard in shards:
-      skip, take = split.skips[shard], split.sizes[shard]
+    for shard in opened:
       try:
-        for _ in split.read(shard, skip, take):
+        for _ in split.read(shard, split.skips[shard], split.sizes[shard]):
           pass
       except tf.errors.OpError as failure:
         return (

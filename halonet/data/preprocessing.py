@@ -1,30 +1,70 @@
-"""From an encoded image to the array that a model sees, in TensorFlow.
+"""Turns an encoded image into the array that a model sees, in TensorFlow.
 
 An image stays in bytes until its batch is whole: `train_image` and `test_image`
-make uint8 pixels, `normalise` turns a batch of them into numbers. Everything is
-stateless: a random choice follows from the seed it is given.
+make uint8 pixels, `normalise` turns a batch of them into numbers. All functions
+are stateless: a random choice follows from the seed that they are given.
 
 Decoding is most of the work, so a JPEG is decoded only where, and only as
-finely as, it is needed. All that follows is as cheap as it gets without a loss:
-what was measured stands at each choice.
+finely as, it is needed. All that follows is as cheap as it gets without a loss;
+comments give what was measured.
 """
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import ml_collections
 import numpy as np
-import tensorflow as tf
 
 from halonet.data.erasing import random_erasing
 from halonet.data.randaugment import randaugment
+from halonet.data.runtime import tf
 
 Window = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
+class Geometry(NamedTuple):
+  """Where the pixels of a preprocessed image come from.
+
+  The window is resized to the whole result. What RandAugment moves is not
+  recorded.
+
+  Attributes:
+    size: height and width of the source image, int32 `[2]`.
+    window: row, column, height and width of the part used, int32 `[4]`.
+    flip: whether it is mirrored left to right, a boolean scalar.
+  """
+
+  size: tf.Tensor
+  window: tf.Tensor
+  flip: tf.Tensor
+
+
+def map_boxes(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:
+  """Moves boxes from the source image to the preprocessed one.
+
+  Args:
+    boxes: top, left, bottom and right as shares of the image's height and
+      width, as in TFDS, float32 `[..., 4]`. A point is a box of no size.
+    geometry: what `train_image` or `test_image` returned.
+
+  Returns:
+    The same of the preprocessed image. A box that leaves the window is not
+    clipped: its sides may lie outside of 0 … 1.
+  """
+  size, window = (
+    tf.cast(item, tf.float32) for item in (geometry.size, geometry.window)
+  )
+  boxes = boxes * tf.tile(size, [2]) - tf.tile(window[:2], [2])
+  boxes = boxes / tf.tile(window[2:], [2])
+  top, left, bottom, right = tf.unstack(boxes, axis=-1)
+  mirrored = tf.stack([top, 1 - right, bottom, 1 - left], -1)
+  return tf.where(geometry.flip, mirrored, boxes)
+
+
 def train_image(
   encoded: tf.Tensor, config: ml_collections.ConfigDict, seed: tf.Tensor
-) -> tf.Tensor:
+) -> tuple[tf.Tensor, Geometry]:
   """Decodes, crops, resizes, flips, augments and erases.
 
   Args:
@@ -33,24 +73,24 @@ def train_image(
     seed: two int32 numbers; the same seed gives the same choices.
 
   Returns:
-    uint8 `[image_size, image_size, 3]`. Without crops the whole image is
-    resized as a test image is; crops are resized faster, by `resize_crop`.
+    The image, uint8 `[image_size, image_size, 3]`, and its geometry. Without
+    crops the whole image is resized as a test image is; crops are resized
+    faster, by `resize_crop`.
   """
   crop_seed, flip_seed, augment_seed, erasing_seed = tf.unstack(
     tf.random.split(seed, 4)
   )
   if config.crop_area < 1:
-    image = decode_crop(
-      encoded,
-      functools.partial(
-        random_window, least_area=config.crop_area, seed=crop_seed
-      ),
-      config.image_size,
+    window = functools.partial(
+      random_window, least_area=config.crop_area, seed=crop_seed
     )
+    image, geometry = decode_crop(encoded, window, config.image_size)
     image = resize_crop(image, config.image_size)
   else:
-    image = resize(decode(encoded), config)
-  # The resized image is the smaller one as a rule, and of a known shape.
+    image = decode(encoded)
+    geometry = _geometry(tf.shape(image)[0], tf.shape(image)[1])
+    image = resize(image, config)
+  # The resized image is usually the smaller one, and its shape is known.
   flip = tf.random.stateless_uniform([], flip_seed) < 0.5
   if not config.flip:
     flip = tf.constant(False)
@@ -67,52 +107,59 @@ def train_image(
     image = _round(image, flip)
   if config.random_erasing:
     image = random_erasing(image, erasing_seed, config.random_erasing)
-  return image
+  return image, geometry._replace(flip=flip)
 
 
 def test_image(
   encoded: tf.Tensor, config: ml_collections.ConfigDict
-) -> tf.Tensor:
+) -> tuple[tf.Tensor, Geometry]:
   """Decodes an image's central square and resizes it.
 
-  Arguments and result as for `train_image`.
+  Arguments and results are those of `train_image`.
   """
   window = functools.partial(central_window, fraction=config.crop_fraction)
-  return resize_test(decode_crop(encoded, window), config)
+  image, geometry = decode_crop(encoded, window)
+  return resize_test(image, config), geometry
 
 
 def resize_test(
   image: tf.Tensor, config: ml_collections.ConfigDict
 ) -> tf.Tensor:
-  """The part of `test_image` that follows the crop: uint8 to uint8."""
+  """Does what `test_image` does after the crop: uint8 to uint8."""
   return _round(resize(image, config))
+
+
+def _geometry(height, width, window=None):
+  if window is None:
+    window = tf.stack([0, 0, height, width])
+  return Geometry(tf.stack([height, width]), window, tf.constant(False))
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
   """Decodes to uint8 `[height, width, 3]`, whatever the format.
 
-  Grey becomes equal channels, CMYK becomes RGB as in Pillow, of 16 bits the
-  upper 8 remain, and of an animation the first image.
+  Grey becomes equal channels and CMYK becomes RGB as in Pillow. 16 bits are cut
+  to the upper 8. An animation gives its first image.
   """
   return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
 def decode_crop(
   encoded: tf.Tensor, window: Window, least_size: int | None = None
-) -> tf.Tensor:
+) -> tuple[tf.Tensor, Geometry]:
   """Decodes a window of an image; of a JPEG, only that window.
 
-  The format shows in the bytes: files are not always what their names say.
+  The bytes tell the format: files are not always what their names say.
 
   Args:
     encoded: as for `train_image`.
-    window: from an image's height and width to row, column, height and width
-      of the part that is wanted, int32 `[4]`.
+    window: function from an image's height and width to row, column, height
+      and width of the wanted part, int32 `[4]`.
     least_size: if given, a JPEG's window may come reduced by 2, 4 or 8, as long
       as its sides keep this many pixels.
 
   Returns:
-    uint8 `[height, width, 3]`.
+    uint8 `[height, width, 3]`, and its geometry.
   """
 
   def jpeg():
@@ -122,7 +169,7 @@ def decode_crop(
     def reduced(ratio):
       # The window counts pixels of the reduced image. Rounding it down moves
       # its borders by less than `ratio` pixels, so by less than one pixel of
-      # what it is resized to.
+      # the resized image.
       return lambda: tf.io.decode_and_crop_jpeg(
         encoded,
         wanted // ratio,
@@ -133,21 +180,25 @@ def decode_crop(
         dct_method="INTEGER_ACCURATE",
       )
 
+    geometry = _geometry(height, width, wanted)
     if least_size is None:
-      return reduced(1)()
+      return reduced(1)(), geometry
     # A reduced image is decoded from the lower frequencies alone: at half the
     # size this takes about half of the time, and after the resize it is as near
     # to an antialiased one of all pixels as without the reduction.
     spare = tf.minimum(wanted[2], wanted[3]) // least_size
     index = tf.reduce_sum(tf.cast(spare >= [2, 4, 8], tf.int32))
-    return tf.switch_case(index, [reduced(ratio) for ratio in (1, 2, 4, 8)])
+    image = tf.switch_case(index, [reduced(ratio) for ratio in (1, 2, 4, 8)])
+    return image, geometry
 
   def other():
     image = decode(encoded)
-    return crop(image, window(tf.shape(image)[0], tf.shape(image)[1]))
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    wanted = window(height, width)
+    return crop(image, wanted), _geometry(height, width, wanted)
 
-  image = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
-  return tf.ensure_shape(image, (None, None, 3))
+  image, geometry = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+  return tf.ensure_shape(image, (None, None, 3)), geometry
 
 
 def crop(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
@@ -185,7 +236,7 @@ def random_window(
 def central_window(
   height: tf.Tensor, width: tf.Tensor, *, fraction: float
 ) -> tf.Tensor:
-  """The central square whose side is `fraction` of the shorter side.
+  """Returns the central square whose side is `fraction` of the shorter side.
 
   Returns:
     row, column, height and width, int32 `[4]`.
@@ -213,12 +264,12 @@ def resize(image: tf.Tensor, config: ml_collections.ConfigDict) -> tf.Tensor:
 def resize_crop(image: tf.Tensor, size: int) -> tf.Tensor:
   """Resizes uint8 pixels to a float32 square of 0 … 255, fast.
 
-  Bilinear if a side grows, else the mean over the area of each new pixel. From
-  200 pixels to 256 that takes 0.2 ms of a core, from 300 pixels 0.4 ms where
-  TensorFlow's antialiased filter takes 1.3 ms. Upwards there is no difference.
-  Downwards, on random crops of photographs, the mean differs from that filter
-  by 0.6 of 255 levels; without any antialiasing it would be 1.3, and between
-  the filters that people choose from, bilinear and Lanczos, it is 2.3.
+  The filter is bilinear if a side grows, else the mean over the area of each
+  new pixel. It takes 0.2 ms of a core from 200 pixels to 256, and 0.4 ms from
+  300 pixels, where TensorFlow's antialiased filter takes 1.3 ms. Enlarged
+  images do not differ from that filter. Random crops of photographs that
+  shrink differ by 0.6 of 255 levels on average. Without any antialiasing it
+  would be 1.3, and bilinear and Lanczos, both in use, differ by 2.3.
   """
   height, width = tf.shape(image)[0], tf.shape(image)[1]
   image = tf.cond(
@@ -234,7 +285,7 @@ def resize_crop(image: tf.Tensor, size: int) -> tf.Tensor:
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)
 def _round(image, flip=None):
-  """From float32 to the nearest uint8; mirrored if the scalar `flip` holds."""
+  """Rounds float32 to uint8, and mirrors it if the scalar `flip` holds."""
   # One pass over the pixels, as in `_scale`.
   image = tf.cast(image + 0.5, tf.uint8)
   if flip is None:
@@ -245,14 +296,14 @@ def _round(image, flip=None):
 def normalise(
   images: tf.Tensor, config: ml_collections.ConfigDict
 ) -> tf.Tensor:
-  """From 0 … 255 to 0 … 1, then by the config's mean and std per channel.
+  """Scales levels to 0 … 1, then by the config's mean and std per channel.
 
   Args:
-    images: uint8 `[..., image_size, image_size, 3]`, best a whole batch.
+    images: uint8 `[..., image_size, image_size, 3]`, a whole batch for speed.
     config: the `data` part of a training config.
 
   Returns:
-    The config's `image_dtype`, of that shape; computed in float32.
+    The same shape in the config's `image_dtype`; computed in float32.
   """
   mean, std = np.array(config.mean), np.array(config.std)
   return _scale(
@@ -270,8 +321,8 @@ def _scale(images, mean, scale, dtype):
   scaled = (tf.cast(images, tf.float32) - mean) * scale
   if dtype != tf.bfloat16:
     return tf.cast(scaled, dtype)
-  # To the nearest number, of two to the even one, as a cast. With integers it
-  # takes half of the time; nothing here is infinite or no number.
+  # Rounds to nearest even, as a cast does. With integers it takes half of the
+  # time; no number here is infinite or NaN.
   bits = tf.bitcast(scaled, tf.uint32)
   odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, 16), 1)
   upper = tf.bitwise.right_shift(bits + 0x7FFF + odd, 16)

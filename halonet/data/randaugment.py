@@ -1,16 +1,15 @@
 """RandAugment (Cubuk et al. 2020): a few operations on an image, at random.
 
-Pillow, on which the original is built, is the reference of every operation:
-on uint8 the results are the same bits. Within an input pipeline every pass over
-the pixels counts, and so does every node of TensorFlow's graph, taken or not.
-XLA therefore compiles all operations and the choice among them into one node;
-this happens once for each image size. Nothing random is kept between calls: all
-choices follow from a seed.
+Every operation gives the same bits as Pillow, on which the original is built.
+Every pass over the pixels takes time, and so does every node of TensorFlow's
+graph, executed or not. XLA therefore compiles all operations and the choice
+among them into one node, once for each image size. All choices follow from a
+seed; no random state is kept.
 
 Every operation takes the pixels of an image, int32 `[height, width]`, and one
-number, which three do not use, and returns pixels. A pixel is red + 256 green +
-65536 blue: processors compute on many such numbers at once, and not on bytes in
-threes.
+number, which three ignore, and returns pixels. A pixel is red + 256 green +
+65536 blue, because processors compute on many such numbers at once, but not on
+groups of three bytes.
 """
 
 import functools
@@ -18,18 +17,19 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
+
+from halonet.data.runtime import tf
 
 MAX_MAGNITUDE = 10.0
 
-# What pixels from outside of the image become; the same grey as in the
-# published code, which is close to ImageNet's mean.
+# Level of pixels from outside of the image; the grey of the published code,
+# which is close to ImageNet's mean.
 FILL = 128
 
 # Fixed-point units per pixel of coordinates, as in Pillow.
 _UNITS = 65536
 
-# Of red, green and blue in luma (ITU-R 601-2), in units of 1/65536.
+# Weights of red, green and blue in luma (ITU-R 601-2), in units of 1/65536.
 _LUMA = (19595, 38470, 7471)
 
 
@@ -69,8 +69,8 @@ def draw(
   """Draws an image's operations; the arguments are those of `randaugment`.
 
   Returns:
-    Their places in `OPERATIONS`, int32 `[layers]`, and their numbers, float32
-    `[layers]`.
+    Their indices in `OPERATIONS`, int32 `[layers]`, and their arguments,
+    float32 `[layers]`.
   """
   seeds = tf.random.experimental.stateless_split(seed, 2)
   drawn = tf.random.stateless_uniform([2, layers], seeds[0])
@@ -96,8 +96,8 @@ def apply(
   Args:
     image: uint8, or float32 of 0 … 255, `[height, width, 3]`.
     flip: a boolean scalar.
-    choices: places in `OPERATIONS`, int32 `[layers]`.
-    arguments: the numbers for them, float32 `[layers]`.
+    choices: indices in `OPERATIONS`, int32 `[layers]`.
+    arguments: one number for each of them, float32 `[layers]`.
 
   Returns:
     uint8 `[height, width, 3]`.
@@ -116,7 +116,7 @@ def apply(
 
 
 def _split(pixels):
-  """The levels of red, green and blue, int32 `[height, width]` each."""
+  """Returns the levels of red, green and blue, int32 `[height, width]`."""
   return [
     tf.bitwise.bitwise_and(tf.bitwise.right_shift(pixels, shift), 255)
     for shift in (0, 8, 16)
@@ -148,7 +148,7 @@ def autocontrast(pixels: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
       for reduce in (tf.reduce_min, tf.reduce_max)
     )
     scale = 255.0 / (high - low)
-    # Cut before the difference, to which XLA would else fuse the products:
+    # Cut before the difference, because XLA would fuse the products to it.
     # Pillow rounds these first.
     offset = tf.maximum(low * scale, 0.0)
     product = tf.clip_by_value(levels * scale, offset, offset + 256.0)
@@ -167,8 +167,8 @@ def equalize(pixels: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
       for level in _split(pixels)
     ]
   )
-  # A product is XLA's fastest sum over all that is below, and exact in float32
-  # up to 2^24 pixels.
+  # A matrix product is XLA's fastest cumulative sum, and exact in float32 up to
+  # 2^24 pixels.
   lower = tf.cast(levels[:, None] < levels, tf.float32)
   below = tf.cast(tf.matmul(tf.cast(counts, tf.float32), lower), tf.int32)
   # Pixels per output level; the brightest level that occurs is left out.
@@ -181,8 +181,8 @@ def equalize(pixels: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
 
 def _look_up(pixels, tables):
   """Replaces each channel's levels by those in its table, int32 `[3, 256]`."""
-  # Tables grow from level to level, so sorting changes nothing; but XLA would
-  # compute an unsorted one anew for each pixel.
+  # Tables are increasing, so sorting changes nothing; but XLA would compute an
+  # unsorted one anew for each pixel.
   tables = tf.sort(tables, axis=1)
   return _join(map(tf.gather, tf.unstack(tables), _split(pixels)))
 
@@ -206,12 +206,12 @@ def posterize(pixels: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 
 
 def brightness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """From black (0) over the image (1) up; `ImageEnhance.Brightness`."""
+  """Blends black (0) with the image (1); `ImageEnhance.Brightness`."""
   return _blend([tf.constant(0)] * 3, pixels, factor)
 
 
 def contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """From its mean grey (0) over the image (1); `ImageEnhance.Contrast`."""
+  """Blends the mean grey (0) with the image (1); `ImageEnhance.Contrast`."""
   total = tf.reduce_sum(tf.cast(tf.reduce_sum(_luma(pixels), 0), tf.int64))
   count = tf.size(pixels, tf.int64)
   mean = tf.cast((2 * total + count) // (2 * count), tf.int32)
@@ -219,12 +219,12 @@ def contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def color(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """From grey (0) over the image (1) to more colour; `ImageEnhance.Color`."""
+  """Blends grey (0) with the image (1); `ImageEnhance.Color`."""
   return _blend([_luma(pixels)] * 3, pixels, factor)
 
 
 def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """From smooth (0) over the image (1) to sharp; `ImageEnhance.Sharpness`."""
+  """Blends smooth (0) with the image (1); `ImageEnhance.Sharpness`."""
   centre = pixels[1:-1, 1:-1]
 
   def smooth(level):
@@ -246,16 +246,16 @@ def _luma(pixels):
 
 
 def _blend(bases, pixels, factor):
-  """`Image.blend`: from bases (0) over pixels (1) and beyond, cut to bytes.
+  """Blends from bases (0) to pixels (1) and beyond; `Image.blend`.
 
-  The bases are levels of red, green and blue.
+  The bases are levels of red, green and blue. Results are cut to 0 … 255.
   """
 
   def blend(base, level):
     base, level = tf.cast(base, tf.float32), tf.cast(level, tf.float32)
     change = factor * (level - base)
-    # Cut before the sum, to which XLA would else fuse the product: Pillow
-    # rounds the product first, which decides many a level at factors as 1.2.
+    # Cut before the sum, because XLA would fuse the product to it. Pillow
+    # rounds the product first, which changes levels at factors such as 1.2.
     change = tf.clip_by_value(change, -base, 255.0 - base)
     return tf.cast(base + change, tf.int32)
 
@@ -304,10 +304,10 @@ def _size(pixels):
 
 
 def _transform(pixels, a, b, c, d, e, f):
-  """`Image.transform` by AFFINE with the nearest pixel.
+  """Transforms by an affine map with nearest pixels; `Image.transform`.
 
-  The pixel at (x, y), seen from its centre, is taken from (a x + b y + c,
-  d x + e y + f), and is `FILL` if that lies outside of the image.
+  The pixel with centre (x, y) is taken from (a x + b y + c, d x + e y + f), and
+  is `FILL` if that lies outside of the image.
   """
   height, width = tf.shape(pixels)[0], tf.shape(pixels)[1]
   x, y = tf.range(width)[None], tf.range(height)[:, None]
@@ -331,9 +331,9 @@ def _transform(pixels, a, b, c, d, e, f):
   return tf.where(inside, pixels, _join([FILL] * 3))
 
 
-# The operation set of the paper, each with its number at no strength and at the
-# greatest in both directions. The ranges are those of AutoAugment (Cubuk et al.
-# 2019, table 6); operations without directions get stronger with the magnitude.
+# The operations of the paper, each with its argument at magnitude 0 and at the
+# greatest magnitude in both directions. The ranges are those of AutoAugment
+# (Cubuk et al. 2019, table 6). Operations of one direction repeat it.
 OPERATIONS: dict[str, tuple[Callable, float, float, float]] = {
   "identity": (identity, 0, 0, 0),
   "autocontrast": (autocontrast, 0, 0, 0),

@@ -1,4 +1,4 @@
-"""Trained weights by name: where they are, and what images they expect."""
+"""Trained weights by name: their sources, and the images that they expect."""
 
 import dataclasses
 import json
@@ -6,27 +6,32 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from flax import linen as nn
 
 from halonet.errors import UsageError, unknown
 from halonet.interop import timm
-from halonet.models.network import Network
 from halonet.models.registry import create_model
+from halonet.models.timm_models import TIMM_MODELS
 
 _HUB = "hf-hub:"
 _IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
+# Fields that decide how many rows relative tables have.
+_TABLE_FIELDS = ("block_size", "halo_size", "global_size", "lambda_window")
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """The images that weights were evaluated on, and so expect.
+  """Images that weights were evaluated on, and so expect.
 
   Attributes:
     image_size: side of the model's input in pixels.
     crop: share of the resized image's shorter side that the central crop keeps.
-    mean: of every channel, after scaling to 0 … 1.
-    std: of every channel.
-    interpolation: of the resizing, "bicubic" or "bilinear".
+    mean: mean of every channel, after scaling to 0 … 1.
+    std: standard deviation of every channel.
+    interpolation: method of resizing, "bicubic" or "bilinear".
   """
 
   image_size: int
@@ -38,7 +43,7 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """Published weights: a hub id, and what images they expect."""
+  """Published weights: a hub id, and the images that they expect."""
 
   source: str
   preprocessing: Preprocessing
@@ -54,6 +59,7 @@ PRETRAINED = {
     ("sehalonet33ts", "ra2_in1k", 256, 0.94, _IMAGENET),
     ("halonet50ts", "a1h_in1k", 256, 0.94, _IMAGENET),
     ("eca_halonext26ts", "c1_in1k", 256, 0.94, _IMAGENET),
+    ("lamhalobotnet50ts_256", "a1h_in1k", 256, 0.95, _IMAGENET),
     ("halo2botnet50ts_256", "a1h_in1k", 256, 0.95, _IMAGENET),
     ("haloregnetz_b", "ra3_in1k", 224, 0.94, _HALF),
   )
@@ -62,11 +68,11 @@ PRETRAINED = {
 
 def load_pretrained(
   name: str, source: str | None = None, **overrides: Any
-) -> tuple[Network, Any]:
+) -> tuple[nn.Module, Any]:
   """Makes a model and reads its weights.
 
   Args:
-    name: a model of timm's family, such as `halonet50ts`.
+    name: a model of timm's, such as `halonet50ts`.
     source: a safetensors file; a PyTorch file, read by PyTorch's loader for
       weights alone, if PyTorch is installed; or `hf-hub:OWNER/NAME`, fetched
       into the hub's ordinary cache. timm's own weights by default.
@@ -77,11 +83,11 @@ def load_pretrained(
 
   Raises:
     UsageError: if the weights cannot be found or read.
-    ValueError: if there is no such model, or the weights are not its own; all
-      that is missing, unexpected or of the wrong shape is listed.
+    ValueError: if there is no such model, or the weights are not its own; it
+      lists all that is missing, unexpected or of the wrong shape.
   """
   model = create_model(name, **overrides)
-  if not model.spec.timm:
+  if name not in TIMM_MODELS:
     raise UsageError(
       unknown("model with weights", name, PRETRAINED)
       + "; the paper's own weights were never published"
@@ -91,6 +97,55 @@ def load_pretrained(
       raise UsageError(f"no weights of {name} are published; name a source")
     source = PRETRAINED[name].source
   return model, timm.from_timm(read_state_dict(source), model)
+
+
+def load_as_saved(
+  name: str, source: str | None = None, **overrides: Any
+) -> tuple[nn.Module, Any]:
+  """Reads weights to begin a training with, whatever their classes and tables.
+
+  Args:
+    name: as for `load_pretrained`.
+    source: as for `load_pretrained`.
+    **overrides: fields of the model to be trained.
+
+  Returns:
+    The model that the weights fit, and its variables. It has the classes of
+    the weights, and relative tables for the block, halo and map of its name, or
+    where the weights do not fit those, for the ones of `overrides`.
+
+  Raises:
+    UsageError: if the weights cannot be found or read, or fit neither.
+  """
+  if name not in TIMM_MODELS:
+    raise UsageError(
+      f"timm has no weights of {name}; name the workdir of a run, or train a"
+      " model of timm's"
+    )
+  if source is None:
+    if name not in PRETRAINED:
+      raise UsageError(
+        f"timm publishes no weights of {name}; name a file or the workdir of a"
+        " run"
+      )
+    source = PRETRAINED[name].source
+  state_dict = read_state_dict(source)
+  bias = state_dict.get("head.fc.bias")
+  if bias is not None and bias.ndim:
+    overrides["num_classes"] = len(bias)
+  own = {
+    field: value
+    for field, value in overrides.items()
+    if field not in _TABLE_FIELDS
+  }
+  problem = None
+  for fields in (own, overrides):
+    model = create_model(name, **fields)
+    try:
+      return model, timm.from_timm(state_dict, model)
+    except ValueError as error:
+      problem = error
+  raise UsageError(str(problem))
 
 
 def imagenet_classes() -> list[str]:
@@ -145,32 +200,33 @@ def read_state_dict(source: str) -> dict[str, np.ndarray]:
   return _as_float32(path, arrays)
 
 
-def save_timm(path: str | pathlib.Path, variables: Any, model: Network) -> None:
+def save_timm(
+  path: str | pathlib.Path, variables: Any, model: nn.Module
+) -> None:
   """Writes variables as a safetensors file that timm loads strictly.
 
   Raises:
     UsageError: if the file exists or cannot be written.
-    ValueError: if the model is none of timm's, or the variables are not its.
+    ValueError: if timm has no such model, or the variables are another's.
   """
   from safetensors import SafetensorError
   from safetensors.numpy import save_file
 
-  if not model.spec.timm:
-    raise ValueError("timm has no such model; only its own can be saved for it")
   path = pathlib.Path(path)
   if path.exists():
     raise UsageError(f"weights: {path} exists; name another file")
+  arrays = timm.to_timm(variables, model)
   try:
-    save_file(timm.to_timm(variables, model), path)
+    save_file(arrays, path)
   except (SafetensorError, OSError) as error:
     raise UsageError(f"weights: {path} cannot be written: {error}") from None
 
 
 def load_preprocessing(name: str, source: str | None = None) -> Preprocessing:
-  """What images the weights of a source expect.
+  """Returns the images that the weights of a source expect.
 
-  timm keeps it in a `config.json` beside the weights, on the hub or in their
-  folder; where there is none, it is that of the model's own weights.
+  timm describes them in a `config.json` beside the weights, on the hub or in
+  their folder. Where there is none, those of the model's own weights serve.
 
   Raises:
     UsageError: if the config cannot be fetched or read.
@@ -207,7 +263,7 @@ def load_preprocessing(name: str, source: str | None = None) -> Preprocessing:
 
 
 def _as_float32(path, state_dict):
-  """Weights may be stored narrower; counters alone are whole numbers."""
+  """Widens narrower weights; only counters may be whole numbers."""
   arrays = {}
   for name, array in state_dict.items():
     if np.issubdtype(array.dtype, np.integer):

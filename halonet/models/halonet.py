@@ -34,9 +34,9 @@ HALONETS = {
 # wide a convolution's output is; here it is as wide as its input (r_v is for
 # attention alone), which comes nearest to "about 67 M" for the first two.
 for _name, _operators in (
-  ("conv1", ("c", "h")),
-  ("conv12", ("c", "c", "h")),
-  ("conv123", ("c", "c", "c", "h")),
+  ("conv1", ("conv", "halo")),
+  ("conv12", ("conv", "conv", "halo")),
+  ("conv123", ("conv", "conv", "conv", "halo")),
 ):
   HALONETS[f"halonet_h7_{_name}"] = (
     600,
@@ -46,8 +46,8 @@ for _name, _operators in (
 # Table 6: H4 with stage widths from 128. Its 85 M fit r_b = 4 without d_f.
 for _name, _fields in (
   ("", {}),
-  ("_patch4", dict(stem="patch4", stem_pool=False)),
-  ("_conv12", dict(operators=("c", "c", "h"))),
+  ("_patch4", dict(stem="patch4")),
+  ("_conv12", dict(operators=("conv", "conv", "halo"))),
 ):
   HALONETS[f"halonet_h4_base128{_name}"] = (
     256,

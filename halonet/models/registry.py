@@ -2,14 +2,18 @@
 
 import dataclasses
 import fnmatch
+import typing
+from collections.abc import Mapping
 from typing import Any
 
+from flax import linen as nn
+
 from halonet.errors import unknown
+from halonet.fields import Field
 from halonet.models.halonet import HALONETS
-from halonet.models.network import Network
-from halonet.models.resnet import RESNETS
+from halonet.models.resnet import ResNet
+from halonet.models.resnets import RESNETS
 from halonet.models.sasa import SASAS
-from halonet.models.spec import NetworkSpec
 from halonet.models.timm_models import TIMM_MODELS
 
 
@@ -18,42 +22,84 @@ class Entry:
   """How a name becomes a model.
 
   Attributes:
+    host: class or object that makes it; see `register`.
     image_size: side in pixels of the square images that the source uses.
-    fields: the fields that the name sets; the others keep their defaults.
+    fields: fields that the name sets; the others keep their defaults.
   """
 
+  host: Any
   image_size: int
-  fields: dict[str, Any]
+  fields: Mapping[str, Any]
 
 
 _MODELS = {
-  name: Entry(image_size, fields)
+  name: Entry(ResNet, image_size, fields)
   for name, (image_size, fields) in (
     HALONETS | RESNETS | SASAS | TIMM_MODELS
   ).items()
 }
 
 
-def create_model(name: str, **overrides: Any) -> Network:
+def register(
+  name: str, host: Any, image_size: int = 224, **fields: Any
+) -> None:
+  """Makes a model known.
+
+  Args:
+    name: name for `create_model`.
+    host: a Flax module class whose attributes are the model's fields, declared
+      by `halonet.fields.field` or by a type and a default. Or an object with
+      `fields(chosen) -> dict[str, Field]`, the fields where `chosen` are set,
+      and `make(**values)`, which gets a value for each. Its modules have
+      `__call__(images, train=False)`, and may have
+        `features(images, train=False)`, outputs of the stages by name;
+        `window`, the side in pixels of what a query sees, or None;
+        `adapt(path, array, shape, source)`, as `ResNet.adapt`.
+    image_size: side in pixels of its images.
+    **fields: values of the host's fields, in place of their defaults.
+
+  Raises:
+    ValueError: if the name is another model's, or there is no such field.
+  """
+  entry = Entry(host, image_size, fields)
+  if _MODELS.get(name, entry) != entry:
+    raise ValueError(f"there is already a model {name}")
+  known = _host_fields(host, fields)
+  for each in fields:
+    if each not in known:
+      raise ValueError(unknown(f"field of {name},", each, known))
+  _MODELS[name] = entry
+
+
+def create_model(name: str, **overrides: Any) -> nn.Module:
   """Makes a model by its name.
 
   Args:
     name: one of `list_models()`.
     **overrides: fields to set, such as `num_classes=10`, `block_size=4`,
-      `dtype="bfloat16"`; `halonet.models.spec.NetworkSpec` documents them all.
+      `dtype="bfloat16"`; `model_fields` describes them all.
 
   Returns:
     A Flax Linen module: `model.init(key, images)`, `model.apply(variables,
-    images, train=False)` → logits; `method="features"` → stage outputs.
+    images, train=False)` → outputs; `method="features"` → stage outputs.
 
   Raises:
     ValueError: if there is no such model or field, or a value is impossible.
   """
-  known = model_fields(name)
-  for field in overrides:
-    if field not in known:
-      raise ValueError(unknown(f"field of {name},", field, known))
-  return Network(NetworkSpec(**(known | overrides)))
+  host = get_entry(name).host
+  known = model_fields(name, overrides)
+  for each in overrides:
+    if each not in known:
+      owners = getattr(host, "owners", lambda _: [])(each)
+      raise ValueError(
+        unknown(f"field of {name},", each, known)
+        + (f" ({each} belongs to {', '.join(owners)})" if owners else "")
+      )
+  values = {
+    each: described.check(each, overrides.get(each, described.default))
+    for each, described in known.items()
+  }
+  return host.make(**values) if hasattr(host, "make") else host(**values)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -68,9 +114,42 @@ def get_entry(name: str) -> Entry:
   return _MODELS[name]
 
 
-def model_fields(name: str) -> dict[str, Any]:
-  """Returns every field of a model that can be set, with the name's value."""
-  defaults = {
-    field.name: field.default for field in dataclasses.fields(NetworkSpec)
+def model_fields(
+  name: str, chosen: Mapping[str, Any] | None = None
+) -> dict[str, Field]:
+  """Returns every field of a model that can be set.
+
+  Args:
+    name: one of `list_models()`.
+    chosen: values that will be set. Only those matter that decide what other
+      fields there are, such as operators or stem.
+
+  Returns:
+    Descriptions by name; their defaults are those of the model's name.
+
+  Raises:
+    ValueError: if there is no such model, or no such part.
+  """
+  entry = get_entry(name)
+  return {
+    each: dataclasses.replace(
+      described, default=entry.fields.get(each, described.default)
+    )
+    for each, described in _host_fields(
+      entry.host, {**entry.fields, **(chosen or {})}
+    ).items()
   }
-  return defaults | get_entry(name).fields
+
+
+def _host_fields(host, chosen):
+  if hasattr(host, "make"):
+    return host.fields(chosen)
+  kinds = typing.get_type_hints(host)
+  return {
+    each.name: dataclasses.replace(
+      each.metadata.get("field", Field(each.default, kind=kinds[each.name])),
+      kind=kinds[each.name],
+    )
+    for each in dataclasses.fields(host)
+    if each.name not in ("parent", "name")
+  }

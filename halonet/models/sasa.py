@@ -6,7 +6,7 @@
 
 
 def _row(depths, **fields):
-  fields = dict(operators=("p",), rb=4.0, heads=(8, 8, 8, 8)) | fields
+  fields = dict(operators=("per_pixel",), rb=4.0, heads=(8, 8, 8, 8)) | fields
   return 224, dict(depths=depths, **fields)
 
 
@@ -23,12 +23,15 @@ SASAS = {
 # The other tables are about the 50 layers.
 for _name, _fields in (
   # Table 3: stages with attention, the others with convolutions.
-  ("stages1", dict(operators=("p", "c"))),
-  ("stages12", dict(operators=("p", "p", "c"))),
-  ("stages123", dict(operators=("p", "p", "p", "c"))),
-  ("stages234", dict(operators=("c", "p"))),
-  ("stages34", dict(operators=("c", "c", "p"))),
-  ("stages4", dict(operators=("c", "c", "c", "p"))),
+  ("stages1", dict(operators=("per_pixel", "conv"))),
+  ("stages12", dict(operators=("per_pixel", "per_pixel", "conv"))),
+  (
+    "stages123",
+    dict(operators=("per_pixel", "per_pixel", "per_pixel", "conv")),
+  ),
+  ("stages234", dict(operators=("conv", "per_pixel"))),
+  ("stages34", dict(operators=("conv", "conv", "per_pixel"))),
+  ("stages4", dict(operators=("conv", "conv", "conv", "per_pixel"))),
   # Table 5: positions.
   ("absolute", dict(position="absolute")),
   ("no_position", dict(position="none")),

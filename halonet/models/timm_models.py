@@ -8,9 +8,8 @@ _TIMM = dict(
   heads=(8, 8, 8, 8),
   rb=4.0,
   stem="tiered",
-  project_first=False,
-  timm=True,
-  mask_padding=False,
+  block_type="timm",
+  operators=("timm_halo",),
 )
 
 # Name → (image size, fields).
@@ -23,14 +22,23 @@ TIMM_MODELS = {
   "halonet26t": (
     256,
     _TIMM
-    | dict(depths=(2, 2, 2, 2), operators=("c", "c", "ch", "h"), halo_size=2),
+    | dict(
+      depths=(2, 2, 2, 2),
+      operators=("conv", "conv", "conv,timm_halo", "timm_halo"),
+      halo_size=2,
+    ),
   ),
   "sehalonet33ts": (
     256,
     _TIMM
     | dict(
       depths=(2, 3, 3, 2),
-      operators=("c", "cch", "cch", "h"),
+      operators=(
+        "conv",
+        "conv,conv,timm_halo",
+        "conv,conv,timm_halo",
+        "timm_halo",
+      ),
       out_widths=(256, 512, 1024, 1536),
       stem_pool=False,
       activation="silu",
@@ -43,7 +51,12 @@ TIMM_MODELS = {
     _TIMM
     | dict(
       depths=(3, 4, 6, 3),
-      operators=("c", "ccch", "ch", "ch"),
+      operators=(
+        "conv",
+        "conv,conv,conv,timm_halo",
+        "conv,timm_halo",
+        "conv,timm_halo",
+      ),
       heads=(8, 4, 8, 8),
       activation="silu",
     ),
@@ -53,7 +66,7 @@ TIMM_MODELS = {
     _TIMM
     | dict(
       depths=(2, 2, 2, 2),
-      operators=("c", "c", "ch", "h"),
+      operators=("conv", "conv", "conv,timm_halo", "timm_halo"),
       halo_size=2,
       activation="silu",
       channel_attention="eca",
@@ -66,8 +79,20 @@ TIMM_MODELS = {
     _TIMM
     | dict(
       depths=(3, 4, 6, 3),
-      operators=("c", "ch", "ch", "cg"),
+      operators=("conv", "conv,timm_halo", "conv,timm_halo", "conv,global"),
       heads=(8, 8, 8, 4),
+      stem_pool=False,
+      activation="silu",
+    ),
+  ),
+  "lamhalobotnet50ts_256": (
+    256,
+    _TIMM
+    | dict(
+      depths=(3, 4, 6, 3),
+      operators=("conv", "conv,lambda", "conv,timm_halo", "conv,global"),
+      heads=(8, 4, 8, 4),
+      lambda_window=13,
       stem_pool=False,
       activation="silu",
     ),
@@ -77,10 +102,10 @@ TIMM_MODELS = {
     _TIMM
     | dict(
       depths=(2, 6, 12, 2),
-      operators=("c", "c", "ccch", "h"),
+      operators=("conv", "conv", "conv,conv,conv,timm_halo", "timm_halo"),
       out_widths=(48, 96, 192, 288),
       rb=3.0,
-      inverted=True,
+      block_type="inverted",
       stem="conv3",
       stem_pool=False,
       base_width=32,

@@ -24,6 +24,7 @@ class TrialRecord:
     parameters: Number of trained parameters.
     flops: Operations of one image's forward pass; a multiplication and an
       addition are two.
+    attention_bytes: Memory of one image, see `halonet.cost.model.Cost`.
     peak_memory_bytes: Peak memory of the training.
     peak_memory_of: "device", or "process" where the device does not count.
     images_per_second: Speed of the training, over all devices.
@@ -40,6 +41,7 @@ class TrialRecord:
   best: str = ""
   parameters: int | None = None
   flops: int | None = None
+  attention_bytes: int | None = None
   peak_memory_bytes: int | None = None
   peak_memory_of: str | None = None
   images_per_second: float | None = None
@@ -92,7 +94,7 @@ def from_dict(fields: dict[str, Any]) -> TrialRecord:
   """
   if "figures" in fields:
     return TrialRecord(**fields)
-  fields = {k: v for k, v in fields.items() if k != "attention_bytes"}
+  fields = dict(fields)
   known = {name: fields.pop(name, None) for name in ("accuracy", "loss")}
   figures = {name: v for name, v in known.items() if v is not None}
   window = fields.pop("window_size", None)
@@ -106,6 +108,7 @@ _FROM_RESULTS = (
   "best",
   "parameters",
   "flops",
+  "attention_bytes",
   "peak_memory_bytes",
   "peak_memory_of",
   "images_per_second",

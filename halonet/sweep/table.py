@@ -79,7 +79,7 @@ def memory_title(found: Iterable[Setting]) -> str:
 def cells(
   found: Sequence[Setting],
 ) -> tuple[list[str], list[list[tuple[float | str | None, str]]]]:
-  """Fills the table: the grid's fields, and the figures of each setting.
+  """Fills the table: the grid's fields, and the figures that are known.
 
   Returns:
     The titles, and for each setting a pair under each title: the value to sort
@@ -94,8 +94,12 @@ def cells(
     *figures,
     ("parameters", "parameters", "{:,.0f}", 1),
     (f"{prefix}FLOPs / image", "flops", "{:.4g}", operations),
+    ("attention, MiB / image", "attention_bytes", "{:.3g}", 2**20),
     (f"{memory_title(found)}, MiB", "peak_memory_bytes", "{:.0f}", 2**20),
     ("images/s", "images_per_second", "{:.0f}", 1),
+  ]
+  figures = [
+    each for each in figures if any(s.mean(each[1]) is not None for s in found)
   ]
   titles = [
     *(field.rpartition(".")[2] for field in (found[0].values if found else ())),

@@ -80,17 +80,16 @@ class Classification(Task):
     data = self.config.data
     example = {"label": tf.cast(record["label"], tf.int32)}
     if not train:
-      return example | {
-        "image": preprocessing.test_image(record["image"], data)
-      }
-    example["image"] = preprocessing.train_image(record["image"], data, seed)
+      example["image"], _ = preprocessing.test_image(record["image"], data)
+      return example
+    example["image"], _ = preprocessing.train_image(record["image"], data, seed)
     if self._mixes:
       example["seed"] = order.fold_in(seed, _MIX)
     return example
 
   def finish(self, batch, train):
     if train and self._mixes:
-      data, seeds = self.config.data, batch.pop("seed")
+      data, seeds = self.config.data, batch["seed"]
       batch |= draw_mix(seeds[::2], data.image_size, data.mixup, data.cutmix)
     return batch
 

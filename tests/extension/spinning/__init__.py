@@ -7,10 +7,10 @@ operator, host, task and source known.
 import halonet
 from tests.extension.spinning.host import MixerNet
 from tests.extension.spinning.operator import Depthwise
-from tests.extension.spinning.source import open_bars
+from tests.extension.spinning.source import Bars
 from tests.extension.spinning.task import Angle
 
 halonet.register_operator("depthwise", Depthwise)
 halonet.register_model("mixer_tiny", MixerNet, image_size=16, width=16)
 halonet.register_task("angle", Angle)
-halonet.register_source("bars", open_bars)
+halonet.register_source("bars", Bars)

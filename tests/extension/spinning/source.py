@@ -12,15 +12,19 @@ from halonet.errors import UsageError
 _SIZES = {"train": 256, "test": 64}
 
 
-def open_bars(data, needs):
-  """Opens the bars; `data.data_dir` is not needed."""
-  del data, needs
+class Bars(Source):
+  """Images of 32×32 pixels, each with the `angle` of its bar in radians."""
 
-  def split(field, name):
+  name, location = "bars", "memory"
+  features = {"image": "Image", "angle": "Scalar"}  # noqa: RUF012
+
+  def __init__(self, data, needs):
+    del data, needs
+
+  def split(self, field, name):
     if name not in _SIZES:
       raise UsageError(f"config.data.{field}: there is no split {name}")
     images, angles = _draw(_SIZES[name], seed=len(name))
-    names = np.array([f"bars/{name}/{number}" for number in range(len(images))])
     images, angles = tf.constant(images), tf.constant(angles, tf.float32)
 
     def read_one(shard):
@@ -29,14 +33,8 @@ def open_bars(data, needs):
         "angle": tf.gather(angles, shard),
       }
 
-    def read(shard, skip, take):
-      examples = tf.data.Dataset.from_tensors(read_one(shard))
-      return examples.skip(skip).take(take)
-
-    zeros = np.zeros(len(names), np.int64)
-    return Split(names, zeros, zeros + 1, read, read_one)
-
-  return Source("bars", "memory", {}, split)
+    files = [f"bars/{name}/{number}" for number in range(_SIZES[name])]
+    return Split.of_files(files, read_one)
 
 
 def _draw(count, seed):

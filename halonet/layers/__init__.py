@@ -1,0 +1,1 @@
+"""Flax modules that map a feature map to a feature map."""

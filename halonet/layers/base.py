@@ -1,0 +1,316 @@
+"""The contract between a host and its parts, and what attentions share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from halonet.fields import field
+from halonet.layers.layouts import Entries, Shapes, norm, same
+
+
+class Place(Protocol):
+  """A block of a host, as operators see it.
+
+  Attributes:
+    name: name of the block's module, such as `stage2_block1`.
+    stage: number of its stage, from 0.
+    width: channels that the operator receives, and puts out.
+    stride: pixels between neighbouring outputs.
+  """
+
+  name: str
+  stage: int
+  width: int
+  stride: int
+
+
+class Operator:
+  """What a block does in space; base class of all operators.
+
+  A subclass is a frozen dataclass whose fields are declared by
+  `halonet.fields.field`; they become fields of every model that uses it.
+
+  Attributes:
+    name: name of its layer in the block, and so in parameter paths; the norm
+      that follows is `{name}_norm`.
+    per_stage: fields that must have one item per stage.
+  """
+
+  name: ClassVar[str] = "attention"
+  per_stage: ClassVar[tuple[str, ...]] = ()
+
+  def layer(
+    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+  ) -> nn.Module:
+    """Makes the layer of a block, a module called `self.name`.
+
+    Args:
+      block: where it will be.
+      norm: makes a norm of the host's kind, given its `name`.
+      dtype: of the computation.
+
+    Returns:
+      A module that maps `[batch, height, width, block.width]` to `[batch,
+      ⌈height/stride⌉, ⌈width/stride⌉, …]`.
+    """
+    raise NotImplementedError
+
+  def window(self) -> int | None:
+    """Returns the side in pixels of the square that a query may see.
+
+    None means that it is not attention, or that it sees the whole map.
+    """
+    return None
+
+  def check(self, block: Place) -> None:
+    """Raises ValueError unless the layer can be in this block."""
+
+  def adapt(
+    self, name: str, array: Any, shape: tuple[int, ...], source: "Operator"
+  ) -> Any:
+    """Fits a variable of another model's layer to this one.
+
+    Args:
+      name: path of the variable within the layer.
+      array: its value.
+      shape: shape that it must have here.
+      source: operator that `array` comes from, of the same class.
+
+    Returns:
+      An array of that shape, or None if there is no way.
+    """
+    return array if array.shape == shape else None
+
+  def timm_entries(self, ours: str, theirs: str, shapes: Shapes) -> Entries:
+    """Returns the layer's weights, and its norm's, by timm's names.
+
+    Args:
+      ours: path of the block.
+      theirs: timm's path of the block.
+      shapes: shapes of the model's variables.
+
+    Raises:
+      ValueError: if timm has no such operator.
+    """
+    raise ValueError(f"timm has no such model: nothing like {type(self)}")
+
+
+class Stem:
+  """First layers of a host; base class of all stems.
+
+  A subclass is a frozen dataclass whose fields are declared by
+  `halonet.fields.field`, like those of an `Operator`.
+
+  Attributes:
+    stride: input pixels per pixel of the stem's output.
+  """
+
+  stride: int = 4
+
+  def check(self, width: int) -> None:
+    """Raises ValueError unless the stem can put out `width` channels."""
+
+  def __call__(
+    self,
+    x: jax.Array,
+    width: int,
+    norm: Callable[..., nn.Module],
+    activation: Callable[[jax.Array], jax.Array],
+  ) -> jax.Array:
+    """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
+    ⌈width/stride⌉, width]`, in the dtype of `x`.
+
+    Called in a compact method, whose module owns the stem's layers.
+    """
+    raise NotImplementedError
+
+  def timm_entries(self, shapes: Shapes) -> Entries:
+    """Returns the weights by timm's names.
+
+    Raises:
+      ValueError: if timm has no such stem.
+    """
+    raise ValueError(f"timm has no such model: nothing like {type(self)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention(Operator):
+  """Base class of operators with heads and relative tables."""
+
+  per_stage = ("heads",)
+  half_tables: ClassVar[bool] = True
+
+  heads: tuple[int, ...] = field(
+    (4, 8, 8, 8),
+    "Attention heads of each stage. HaloNet does not say; these are from a"
+    " secondary source.",
+    least=1,
+  )
+
+  def widths(self, block: Place) -> tuple[int, int]:
+    """Returns the channels of all queries and of all values together."""
+    return block.width, block.width
+
+  def shared(self, block: Place, dtype: DTypeLike) -> dict[str, Any]:
+    """Returns the attributes that all layers of attention have."""
+    qk_features, value_features = self.widths(block)
+    return dict(
+      heads=self.heads[block.stage],
+      qk_features=qk_features,
+      value_features=value_features,
+      stride=block.stride,
+      dtype=dtype,
+      name=self.name,
+    )
+
+  def check(self, block: Place) -> None:
+    heads = self.heads[block.stage]
+    check_heads(heads, *self.widths(block), self.half_tables)
+
+  def dead_rows(self) -> int:
+    """Returns how many first rows of a relative table meet no key."""
+    return 0
+
+  def adapt(
+    self, name: str, array: Any, shape: tuple[int, ...], source: Operator
+  ) -> Any:
+    """Resizes relative tables about offset 0; see `resize_table`.
+
+    Tables of an even number of offsets have no middle and are refused.
+    """
+    old, new = source.dead_rows(), self.dead_rows()
+    if (
+      not name.startswith("relative_")
+      or array.shape[1:] != shape[1:]
+      # Dead rows of another number may hide that the offsets differ.
+      or (array.shape == shape and old == new)
+    ):
+      return super().adapt(name, array, shape, source)
+    offsets = len(array) - old, shape[0] - new
+    if not all(number % 2 for number in offsets):
+      return None
+    return np.pad(resize_table(array[old:], offsets[1]), ((new, 0), (0, 0)))
+
+
+def resize_table(table: np.ndarray, offsets: int) -> np.ndarray:
+  """Resizes a relative table linearly, about offset 0.
+
+  Args:
+    table: `[2·r + 1, d]`, an embedding for each offset −r … r.
+    offsets: 2·s + 1, the number of offsets −s … s to be.
+
+  Returns:
+    `[2·s + 1, d]` in the table's dtype; row s + o is the embedding of offset
+    o·r/s, interpolated between the two nearest.
+  """
+  old, new = len(table) // 2, offsets // 2
+  place = np.arange(-new, new + 1) * old / max(new, 1)
+  distance = np.abs(place[:, None] - np.arange(-old, old + 1))
+  weights = np.maximum(1 - distance, 0)
+  return (weights @ table).astype(table.dtype)
+
+
+def check_heads(
+  heads: int, qk_width: int, value_width: int, half_tables: bool = True
+) -> None:
+  """Raises ValueError unless both widths split evenly over the heads.
+
+  With `half_tables` a head's query must split once more: half of it meets the
+  row table, half the column table.
+  """
+  if heads < 1:
+    raise ValueError(f"heads is {heads}; it must be at least 1")
+  if (
+    qk_width < heads
+    or qk_width % heads
+    or (half_tables and qk_width // heads % 2)
+  ):
+    even = " to an even width per head" if half_tables else ""
+    raise ValueError(
+      f"heads is {heads}, which does not divide the query width {qk_width}"
+      f"{even}"
+    )
+  if value_width % heads:
+    raise ValueError(
+      f"heads is {heads}, which does not divide the value width {value_width}"
+    )
+
+
+def round_to_eight(width: float) -> int:
+  """Returns the nearest multiple of eight not more than a tenth below."""
+  rounded = max(8, int(width + 4) // 8 * 8)
+  return rounded if rounded >= 0.9 * width else rounded + 8
+
+
+class Projection(nn.Module):
+  """Maps channels linearly to those of all heads, without bias.
+
+  Parameters are those of `nn.DenseGeneral`. The result is flat: an array with
+  an axis of heads would have another layout in a TPU's memory, and would be
+  copied before the attention's kernel.
+  """
+
+  heads: int
+  features: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... v"]:
+    def init(key, shape):
+      flat = nn.initializers.lecun_normal()(key, (shape[0], self.features))
+      return flat.reshape(shape)
+
+    heads = (self.heads, self.features // self.heads)
+    kernel = self.param("kernel", init, (x.shape[-1], *heads))
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    return x @ kernel.reshape(x.shape[-1], self.features)
+
+
+def project(
+  x: Float[Array, "... c"],
+  heads: int,
+  features: int,
+  dtype: DTypeLike,
+  name: str,
+  scale: float | None = None,
+) -> Float[Array, "... heads d"]:
+  """Applies a `Projection` of that name: `[…, c]` → `[…, heads, head_dim]`."""
+  y = Projection(heads, features, dtype, name=name)(x)
+  if scale is not None:
+    y = y * scale  # While it is flat.
+  return y.reshape(*x.shape[:-1], heads, features // heads)
+
+
+def relative_table(
+  module: nn.Module, name: str, shape: tuple[int, int], head_dim: int
+) -> jax.Array:
+  """Returns a parameter of the module: an embedding for every offset."""
+  return module.param(name, nn.initializers.normal(head_dim**-0.5), shape)
+
+
+def average_pool(
+  x: Float[Array, "b h w c"], size: int
+) -> Float[Array, "b oh ow c"]:
+  """Averages size × size squares; at the border, only real pixels."""
+  if size == 1:
+    return x
+  return nn.avg_pool(
+    x, (size, size), (size, size), "SAME", count_include_pad=False
+  )
+
+
+def position_entries(ours: str, theirs: str) -> Entries:
+  """Returns the norm and the relative tables of an attention in timm."""
+  entries = norm(f"{ours}/attention_norm", f"{theirs}.post_attn")
+  for axis in ("height", "width"):
+    entries |= same(
+      f"params/{ours}/attention/relative_{axis}",
+      f"{theirs}.self_attn.pos_embed.{axis}_rel",
+    )
+  return entries

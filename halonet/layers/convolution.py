@@ -1,0 +1,70 @@
+"""Convolutions, the operator of ResNets."""
+
+import dataclasses
+from collections.abc import Callable
+
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from halonet.fields import field
+from halonet.layers import layouts
+from halonet.layers.base import Operator, Place
+from halonet.layers.layouts import Entries, Shapes
+
+KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv(
+  features: int,
+  size: int,
+  stride: int,
+  dtype: DTypeLike,
+  name: str,
+  groups: int = 1,
+) -> nn.Conv:
+  """Makes a square convolution without bias, padded alike on all sides."""
+  return nn.Conv(
+    features,
+    (size, size),
+    strides=stride,
+    padding=size // 2,
+    feature_group_count=groups,
+    use_bias=False,
+    dtype=dtype,
+    kernel_init=KERNEL_INIT,
+    name=name,
+  )
+
+
+def dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
+  """Makes a 1×1 convolution: over NHWC it is a product with a matrix."""
+  return nn.Dense(
+    features, use_bias=False, dtype=dtype, kernel_init=KERNEL_INIT, name=name
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution(Operator):
+  """The operator "conv", a 3×3 convolution."""
+
+  name = "conv"
+
+  group_width: int = field(
+    0, "Channels per group of the 3×3 convolutions; 0: one group.", least=0
+  )
+
+  def check(self, block: Place) -> None:
+    if self.group_width and block.width % self.group_width:
+      raise ValueError(
+        f"group_width is {self.group_width}, which does not divide"
+        f" {block.width}, the width of {block.name}"
+      )
+
+  def layer(
+    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+  ) -> nn.Module:
+    groups = block.width // (self.group_width or block.width)
+    return conv(block.width, 3, block.stride, dtype, self.name, groups)
+
+  def timm_entries(self, ours: str, theirs: str, shapes: Shapes) -> Entries:
+    return layouts.conv_norm(f"{ours}/conv", f"{theirs}.conv2_kxk", shapes)

@@ -1,0 +1,107 @@
+"""Attention of the whole map, the operator of BoTNet in timm's form.
+
+"Bottleneck Transformers for Visual Recognition", Srinivas et al., CVPR 2021.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from halonet.fields import field
+from halonet.layers import layouts
+from halonet.layers.base import (
+  Attention,
+  Place,
+  average_pool,
+  check_heads,
+  position_entries,
+  project,
+  relative_table,
+)
+from halonet.layers.layouts import Entries, Shapes
+from halonet.ops.attention import global_attention
+
+
+class GlobalAttention(nn.Module):
+  """Self-attention of the whole map, with relative positions.
+
+  It follows timm: tables as wide as a head, the relative term of the unscaled
+  query, an average pool in place of a stride.
+
+  Attributes:
+    heads: number of attention heads.
+    size: side of the square map that the tables are made for. For another
+      map they are resized, linearly along the offsets.
+    qk_features: width of all queries (and keys) together; the input's width
+      if None. `heads` must divide it.
+    value_features: width of the output; the input's width if None. `heads`
+      must divide it.
+    stride: size and stride of the average pool.
+    dtype: of the computation; parameters are float32.
+  """
+
+  heads: int
+  size: int
+  qk_features: int | None = None
+  value_features: int | None = None
+  stride: int = 1
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+    """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
+    ⌈width/stride⌉, value_features]`.
+
+    Raises:
+      ValueError: if `heads` does not divide a width.
+    """
+    qk_features = self.qk_features or x.shape[-1]
+    value_features = self.value_features or x.shape[-1]
+    check_heads(self.heads, qk_features, value_features, half_tables=False)
+    head_dim = qk_features // self.heads
+    query = project(x, self.heads, qk_features, self.dtype, "query")
+    key = project(x, self.heads, qk_features, self.dtype, "key")
+    value = project(x, self.heads, value_features, self.dtype, "value")
+    tables = []
+    for axis, length in zip(("height", "width"), x.shape[1:3], strict=True):
+      shape = (2 * self.size - 1, head_dim)
+      table = relative_table(self, f"relative_{axis}", shape, head_dim)
+      if length != self.size:
+        shape = (2 * length - 1, head_dim)
+        table = jax.image.resize(table, shape, "linear", antialias=False)
+      tables.append(table * head_dim**0.5)
+    output = global_attention(query * head_dim**-0.5, key, value, *tables)
+    output = output.reshape(*output.shape[:3], value_features)
+    return average_pool(output, self.stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class Global(Attention):
+  """The operator "global"."""
+
+  half_tables = False
+
+  global_size: int = field(
+    8,
+    "Side of the maps that the tables of global attention are made for; for"
+    " other maps they are resized.",
+    least=1,
+  )
+
+  def layer(
+    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+  ) -> nn.Module:
+    return GlobalAttention(size=self.global_size, **self.shared(block, dtype))
+
+  def timm_entries(self, ours: str, theirs: str, shapes: Shapes) -> Entries:
+    return layouts.joined_projections(
+      f"{ours}/attention",
+      f"{theirs}.self_attn.qkv",
+      ("query", "key", "value"),
+      shapes,
+    ) | position_entries(ours, theirs)

@@ -1,0 +1,212 @@
+"""Blocked local self-attention, the operator of HaloNet.
+
+"Scaling Local Self-Attention for Parameter Efficient Visual Backbones",
+Vaswani et al., CVPR 2021, arXiv:2103.12731.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from halonet.fields import field
+from halonet.layers.base import (
+  Attention,
+  Place,
+  check_heads,
+  project,
+  relative_table,
+)
+from halonet.ops import positions
+from halonet.ops.attention import (
+  blocked_local_attention,
+  blocked_local_attention_weights,
+)
+
+BLOCKED_IMPLEMENTATIONS = (
+  "auto",
+  "xla",
+  "xla_chunked",
+  "xla_packed",
+  "pallas_tpu",
+  "pallas_gpu",
+)
+
+
+class HaloAttention(nn.Module):
+  """Blocked local self-attention with learned projections.
+
+  Queries, keys and values are linear in the input, without biases; there is
+  no output projection (HaloNet, section 3). A row and a column table, each of
+  half the width of a head and shared by all heads, give the relative
+  positions.
+
+  The paper leaves three things open, chosen here: the queries are scaled by
+  `head_dim ** -0.5`, relative term included; one pair of tables serves all
+  heads; keys beyond the border are masked.
+
+  Attributes:
+    heads: number of attention heads.
+    block_size: side of a block in pixels.
+    halo_size: pixels that a neighbourhood reaches beyond its block.
+    qk_features: width of all queries (and keys) together; the input's width
+      if None. `heads` must divide it, to an even width per head.
+    value_features: width of the output; the input's width if None. `heads`
+      must divide it.
+    stride: keeps the queries at every `stride`-th row and column.
+    mask_padding: leaves keys beyond the border out of the softmax.
+    mask_window: lets a query see only keys at most `halo_size` pixels away, as
+      SASA does (figure 6).
+    implementation: form of the attention; see `blocked_local_attention`.
+    dtype: of the computation; parameters are float32.
+
+  With `mutable=["attention"]`, `apply` also returns what `sow_attention` says.
+  """
+
+  heads: int
+  block_size: int
+  halo_size: int
+  qk_features: int | None = None
+  value_features: int | None = None
+  stride: int = 1
+  mask_padding: bool = True
+  mask_window: bool = False
+  implementation: str = "auto"
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+    """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
+    ⌈width/stride⌉, value_features]`.
+
+    Raises:
+      ValueError: if `heads` does not divide a width.
+    """
+    qk_features = self.qk_features or x.shape[-1]
+    value_features = self.value_features or x.shape[-1]
+    check_heads(self.heads, qk_features, value_features)
+    head_dim = qk_features // self.heads
+    scale = head_dim**-0.5
+    query = project(x, self.heads, qk_features, self.dtype, "query", scale)
+    key = project(x, self.heads, qk_features, self.dtype, "key")
+    value = project(x, self.heads, value_features, self.dtype, "value")
+    offsets = positions.num_offsets(self.block_size, self.halo_size)
+    tables = [
+      relative_table(
+        self, f"relative_{axis}", (offsets, head_dim // 2), head_dim
+      )
+      for axis in ("height", "width")
+    ]
+    options = dict(
+      block_size=self.block_size,
+      halo_size=self.halo_size,
+      stride=self.stride,
+      mask_padding=self.mask_padding,
+      mask_window=self.mask_window,
+    )
+    sow_attention(self, query, key, *tables, **options)
+    output = blocked_local_attention(
+      query, key, value, *tables, implementation=self.implementation, **options
+    )
+    return output.reshape(*output.shape[:3], value_features)
+
+
+def sow_attention(
+  module: nn.Module,
+  query: Float[Array, "b h w heads d"],
+  *keys: Float[Array, "..."],
+  **options: Any,
+) -> None:
+  """Stores where a layer looks, if the collection "attention" is mutable.
+
+  It stores `weights`, the softmax weights as `blocked_local_attention_weights`
+  returns them, of all queries where the strided ones sit differently in every
+  block; and `geometry`, int32 `[5]`: height and width of the map, block_size,
+  halo_size, and the pixels between the queries of the weights.
+
+  Args:
+    module: the layer.
+    query: queries.
+    *keys: keys and tables.
+    **options: of `blocked_local_attention_weights`.
+  """
+  if module.is_mutable_collection("attention") and not module.is_initializing():
+    block, halo = options["block_size"], options["halo_size"]
+    stride = options["stride"] if block % options["stride"] == 0 else 1
+    options |= {"stride": stride}
+    weights = blocked_local_attention_weights(query, *keys, **options)
+    module.sow("attention", "weights", weights)
+    geometry = jnp.array([*query.shape[1:3], block, halo, stride], jnp.int32)
+    module.sow("attention", "geometry", geometry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocked(Attention):
+  """Fields of all attention in blocks."""
+
+  block_size: int = field(8, "Side of an attention block in pixels.", least=1)
+  halo_size: int = field(3, "Width of the halo in pixels.", least=0)
+  attention_implementation: str = field(
+    "auto",
+    "Form of the attention. It changes no parameter; docs/attention.md"
+    " explains the forms.",
+    choices=BLOCKED_IMPLEMENTATIONS,
+  )
+
+  def window(self) -> int:
+    return self.block_size + 2 * self.halo_size
+
+  @property
+  def implementation(self) -> str:
+    """Form for blocks; "direct" is only for attention per pixel beside it."""
+    name = self.attention_implementation
+    return "xla" if name == "direct" else name
+
+
+@dataclasses.dataclass(frozen=True)
+class Valued(Attention):
+  """Fields of attention whose values may be wider than its queries."""
+
+  rv: float = field(
+    1.0, "Width of the values over that of the queries (r_v).", above=0
+  )
+  mask_padding: bool = field(
+    True,
+    "Leaves keys beyond the border out of the softmax. The papers do not say;"
+    " masking is our choice.",
+  )
+
+  def widths(self, block: Place) -> tuple[int, int]:
+    if block.width * self.rv % 1:
+      raise ValueError(
+        f"rv is {self.rv}; rv times {block.width}, the width of {block.name},"
+        " must be a whole number"
+      )
+    return block.width, round(block.width * self.rv)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halo(Valued, Blocked):
+  """The operator "halo"."""
+
+  mask_window: bool = field(
+    False,
+    "Lets a query see only keys at most halo_size pixels away, as in HaloNet's"
+    " comparison with SASA (figure 6).",
+  )
+
+  def layer(
+    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+  ) -> nn.Module:
+    return HaloAttention(
+      block_size=self.block_size,
+      halo_size=self.halo_size,
+      mask_padding=self.mask_padding,
+      mask_window=self.mask_window,
+      implementation=self.implementation,
+      **self.shared(block, dtype),
+    )

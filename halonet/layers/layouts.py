@@ -1,0 +1,109 @@
+"""PyTorch's layouts of our parameters, by which weights are exchanged.
+
+Each function returns `Entry`s by the other library's name. `ours` and `theirs`
+are the paths of a module here and there.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Entry(NamedTuple):
+  """Relates some of our variables to one array of another library.
+
+  Attributes:
+    paths: paths of our variables, such as `params/stem/kernel`.
+    export: makes the other library's array of them.
+    read: makes them of that array; inverse of `export`.
+  """
+
+  paths: tuple[str, ...]
+  export: Callable[..., Any]
+  read: Callable[..., Any]
+
+
+Entries = dict[str, Entry]
+
+
+def same(ours: str, theirs: str) -> Entries:
+  """Relates a variable to an equal array."""
+  return {theirs: Entry((ours,), lambda x: x, lambda x: (x,))}
+
+
+def transposed(ours: str, theirs: str, *axes: int) -> Entries:
+  """Relates a variable to the array with its axes in another order."""
+  back = np.argsort(axes)
+  entry = Entry(
+    (f"params/{ours}/kernel",),
+    lambda x: x.transpose(axes),
+    lambda x: (x.transpose(back),),
+  )
+  return {f"{theirs}.weight": entry}
+
+
+def conv(ours: str, theirs: str, shapes: Shapes) -> Entries:
+  """Relates a 2D convolution, or a 1×1 one that is a `nn.Dense` here."""
+  kernel = f"params/{ours}/kernel"
+  if len(shapes[kernel]) == 4:
+    return transposed(ours, theirs, 3, 2, 0, 1)
+  entry = Entry(
+    (kernel,), lambda x: x.T[..., None, None], lambda x: (x[..., 0, 0].T,)
+  )
+  return {f"{theirs}.weight": entry}
+
+
+def norm(ours: str, theirs: str) -> Entries:
+  """Relates a batch norm, running statistics included."""
+  return (
+    same(f"params/{ours}/scale", f"{theirs}.weight")
+    | same(f"params/{ours}/bias", f"{theirs}.bias")
+    | same(f"batch_stats/{ours}/mean", f"{theirs}.running_mean")
+    | same(f"batch_stats/{ours}/var", f"{theirs}.running_var")
+  )
+
+
+def conv_norm(ours: str, theirs: str, shapes: Shapes) -> Entries:
+  """Relates timm's `ConvNormAct`; our norm is called `{ours}_norm`."""
+  return conv(ours, f"{theirs}.conv", shapes) | norm(
+    f"{ours}_norm", f"{theirs}.bn"
+  )
+
+
+def joined_projections(
+  ours: str, theirs: str, names: tuple[str, ...], shapes: Shapes
+) -> Entries:
+  """Relates projections that are one convolution there, one after the other."""
+  paths = tuple(f"params/{ours}/{name}/kernel" for name in names)
+  heads = [shapes[path][1] for path in paths]
+  cuts = np.cumsum([np.prod(shapes[path][1:]) for path in paths])[:-1]
+
+  def read(array):
+    parts = np.split(array[..., 0, 0], cuts)
+    return tuple(
+      from_rows(part.reshape(number, -1, part.shape[-1]))
+      for part, number in zip(parts, heads, strict=True)
+    )
+
+  def export(*kernels):
+    return np.concatenate([as_conv(to_rows(kernel)) for kernel in kernels])
+
+  return {f"{theirs}.weight": Entry(paths, export, read)}
+
+
+def to_rows(kernel: Any) -> Any:
+  """`[in, heads, d]` → `[heads, d, in]`."""
+  return kernel.transpose(1, 2, 0)
+
+
+def from_rows(rows: Any) -> Any:
+  """`[heads, d, in]` → `[in, heads, d]`."""
+  return rows.transpose(2, 0, 1)
+
+
+def as_conv(rows: Any) -> Any:
+  """`[heads, d, in]` → `[heads · d, in, 1, 1]`."""
+  return rows.reshape(-1, rows.shape[-1])[..., None, None]

@@ -1,0 +1,194 @@
+"""Local self-attention of every pixel, the operator of SASA.
+
+"Stand-Alone Self-Attention in Vision Models", Ramachandran et al., NeurIPS
+2019, arXiv:1906.05909.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from halonet.fields import field
+from halonet.layers.base import (
+  Place,
+  average_pool,
+  check_heads,
+  project,
+  relative_table,
+)
+from halonet.layers.halo import BLOCKED_IMPLEMENTATIONS, Valued
+from halonet.ops.arguments import check_count
+from halonet.ops.attention import per_pixel_attention
+
+POSITIONS = ("relative", "absolute", "none")
+
+
+class PerPixelAttention(nn.Module):
+  """Self-attention of every pixel to the window around it (section 3).
+
+  Queries, keys and values are linear in the input, without biases; there is
+  no output projection. Where the layer is to shrink the map, an average pool
+  follows.
+
+  The paper leaves these open, chosen as for `HaloAttention`: the queries are
+  scaled by `head_dim ** -0.5`, relative term included; one pair of tables
+  serves all heads; keys beyond the border are masked.
+
+  Attributes:
+    heads: number of attention heads.
+    window_size: side of the window in pixels (k).
+    qk_features: width of all queries (and keys) together; the input's width
+      if None. `heads` must divide it, to an even width per head if positions
+      are relative.
+    value_features: width of the output; the input's width if None. `heads`
+      must divide it.
+    stride: of the average pool, which has the same size; 1: none.
+    position: "relative", a row and a column table, each of half the width of a
+      head; "absolute", sinusoids of a pixel's place, added to the input, and
+      so to queries, keys and values (the paper does not say to what); or "none"
+      (table 5).
+    content: whether keys take part. If not, the logits come from the query and
+      the relative positions alone (table 6).
+    mask_padding: leaves keys beyond the border out of the softmax.
+    implementation: form of the attention; see `per_pixel_attention`.
+    dtype: of the computation; parameters are float32.
+  """
+
+  heads: int
+  window_size: int
+  qk_features: int | None = None
+  value_features: int | None = None
+  stride: int = 1
+  position: str = "relative"
+  content: bool = True
+  mask_padding: bool = True
+  implementation: str = "auto"
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+    """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
+    ⌈width/stride⌉, value_features]`.
+
+    Raises:
+      ValueError: if `heads` does not divide a width, or a field is out of
+        range.
+    """
+    check_per_pixel(self.window_size, self.position, self.content)
+    check_count("stride", self.stride)
+    qk_features, value_features = (
+      x.shape[-1] if features is None else features
+      for features in (self.qk_features, self.value_features)
+    )
+    check_count("qk_features", qk_features)
+    check_count("value_features", value_features)
+    halves = self.position == "relative"
+    check_heads(self.heads, qk_features, value_features, halves)
+    head_dim = qk_features // self.heads
+    if self.position == "absolute":
+      x = x + sinusoids(*x.shape[1:]).astype(x.dtype)
+    scale = head_dim**-0.5
+    query = project(x, self.heads, qk_features, self.dtype, "query", scale)
+    key = None
+    if self.content:
+      key = project(x, self.heads, qk_features, self.dtype, "key")
+    value = project(x, self.heads, value_features, self.dtype, "value")
+    tables = {}
+    if self.position == "relative":
+      shape = self.window_size, head_dim // 2
+      for name in ("relative_height", "relative_width"):
+        tables[name] = relative_table(self, name, shape, head_dim)
+    output = per_pixel_attention(
+      query,
+      key,
+      value,
+      **tables,
+      window_size=self.window_size,
+      mask_padding=self.mask_padding,
+      implementation=self.implementation,
+    )
+    output = output.reshape(*output.shape[:3], value_features)
+    return average_pool(output, self.stride)
+
+
+def sinusoids(height: int, width: int, channels: int) -> Float[Array, "h w c"]:
+  """Returns sines and cosines of every pixel's row and of its column.
+
+  Each axis has the wavelengths of "Attention Is All You Need", section 3.5:
+  from 2π on, in geometric progression towards 10,000 · 2π. Channels that are
+  left over, where four does not divide them, are zero.
+  """
+  count = channels // 4
+  rates = 10_000.0 ** (-np.arange(count) / max(count, 1))
+  waves = []
+  for length in (height, width):
+    angles = np.arange(length)[:, None] * rates
+    both = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    waves.append(jnp.asarray(both, jnp.float32))
+  rows = jnp.broadcast_to(waves[0][:, None], (height, width, 2 * count))
+  cols = jnp.broadcast_to(waves[1], (height, width, 2 * count))
+  rest = jnp.zeros((height, width, channels - 4 * count))
+  return jnp.concatenate([rows, cols, rest], axis=-1)
+
+
+def check_per_pixel(window_size: int, position: str, content: bool) -> None:
+  """Raises ValueError unless per-pixel attention can be so."""
+  check_count("window_size", window_size)
+  if position not in POSITIONS:
+    raise ValueError(f"position is {position!r}; it must be one of {POSITIONS}")
+  if not content and position != "relative":
+    raise ValueError(
+      f"content is False and position {position!r}: nothing is left to attend"
+      " by; without content it must be 'relative'"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PerPixel(Valued):
+  """The operator "per_pixel"."""
+
+  window_size: int = field(
+    7, "Side of the window of per-pixel attention in pixels (k).", least=1
+  )
+  position: str = field(
+    "relative", "Positions of per-pixel attention.", choices=POSITIONS
+  )
+  content: bool = field(
+    True,
+    "Whether the keys of per-pixel attention take part in its logits, beside"
+    " the relative positions.",
+  )
+  attention_implementation: str = field(
+    "auto",
+    "Form of the attention; attention in blocks takes direct for xla. It"
+    " changes no parameter; docs/attention.md explains the forms.",
+    choices=(*BLOCKED_IMPLEMENTATIONS, "direct"),
+  )
+
+  @property
+  def half_tables(self) -> bool:
+    return self.position == "relative"
+
+  def window(self) -> int:
+    return self.window_size
+
+  def check(self, block: Place) -> None:
+    check_per_pixel(self.window_size, self.position, self.content)
+    super().check(block)
+
+  def layer(
+    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+  ) -> nn.Module:
+    return PerPixelAttention(
+      window_size=self.window_size,
+      position=self.position,
+      content=self.content,
+      mask_padding=self.mask_padding,
+      implementation=self.attention_implementation,
+      **self.shared(block, dtype),
+    )

@@ -1,0 +1,124 @@
+"""Stems of convolutions, and all stems by name."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+
+from halonet.fields import field
+from halonet.layers import layouts
+from halonet.layers.attention_stem import (
+  ConvValuesStem,
+  LinearStem,
+  MixedStem,
+)
+from halonet.layers.base import Stem
+from halonet.layers.convolution import conv
+from halonet.layers.layouts import Entries, Shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvStem(Stem):
+  """One convolution of stride 2, and a max pool; "conv7" is 7×7."""
+
+  size = 7
+
+  stem_pool: bool = field(
+    True,
+    "Whether a 3×3 max pool of stride 2 ends the stem. Without it, the last"
+    " convolution of the stem tiered has a stride of 2.",
+  )
+
+  @property
+  def stride(self) -> int:
+    return 4 if self.stem_pool else 2
+
+  def convs(self, width: int) -> tuple[tuple[int, int, int, str], ...]:
+    """Returns features, size, stride and name of each convolution."""
+    return ((width, self.size, 2, "stem"),)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    width: int,
+    norm: Callable[..., nn.Module],
+    activation: Callable[[jax.Array], jax.Array],
+  ) -> jax.Array:
+    for features, size, stride, name in self.convs(width):
+      x = conv(features, size, stride, x.dtype, name)(x)
+      x = activation(norm(name=f"{name}_norm")(x))
+    if self.stem_pool:
+      x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return x
+
+  def timm_entries(self, shapes: Shapes) -> Entries:
+    theirs = "stem.conv1" if self.stem_pool else "stem"
+    return layouts.conv_norm("stem", theirs, shapes)
+
+
+class SmallConvStem(ConvStem):
+  """The stem "conv3"."""
+
+  size = 3
+
+
+class TieredStem(ConvStem):
+  """The stem "tiered": three 3×3 convolutions."""
+
+  stride = 4
+
+  def check(self, width: int) -> None:
+    if width % 8:
+      raise ValueError(
+        f"base_width is {width}; the tiered stem asks for a multiple of 8"
+      )
+
+  def convs(self, width: int) -> tuple[tuple[int, int, int, str], ...]:
+    return (
+      (3 * width // 8, 3, 2, "stem1"),
+      (width // 2, 3, 1, "stem2"),
+      (width, 3, 1 if self.stem_pool else 2, "stem3"),
+    )
+
+  def timm_entries(self, shapes: Shapes) -> Entries:
+    entries = {}
+    for number in (1, 2, 3):
+      entries |= layouts.conv_norm(
+        f"stem{number}", f"stem.conv{number}", shapes
+      )
+    return entries
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchStem(Stem):
+  """The stem "patch4": a linear projection of 4×4 patches."""
+
+  def __call__(
+    self,
+    x: jax.Array,
+    width: int,
+    norm: Callable[..., nn.Module],
+    activation: Callable[[jax.Array], jax.Array],
+  ) -> jax.Array:
+    x = nn.Conv(
+      width,
+      (4, 4),
+      strides=4,
+      use_bias=False,
+      dtype=x.dtype,
+      kernel_init=nn.initializers.lecun_normal(),
+      name="stem",
+    )(x)
+    return norm(name="stem_norm")(x)
+
+
+STEMS: dict[str, type[Stem]] = {
+  "conv7": ConvStem,
+  "conv3": SmallConvStem,
+  "tiered": TieredStem,
+  "patch4": PatchStem,
+  "attention": MixedStem,
+  "attention_linear": LinearStem,
+  "attention_conv": ConvValuesStem,
+}

@@ -1,0 +1,74 @@
+"""Fields of models that configs of earlier versions hold."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from halonet.models.registry import model_fields
+
+_LETTERS = {"c": "conv", "h": "halo", "p": "per_pixel", "g": "global"}
+# Fields of parts that took effect in other models, too, and had none with
+# these values.
+_NEUTRAL = {
+  "qk_ratio": 1.0,
+  "qk_head_dim": None,
+  "out_widths": (),
+  "rv": 1.0,
+  "mask_window": False,
+}
+
+
+def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Renews the part `model` of a config that an earlier version wrote.
+
+  That version had letters for operators, a flag for timm's way, and kept all
+  fields of all models.
+
+  Args:
+    fields: fields of the part, `name` among them.
+
+  Returns:
+    The fields as `create_model` takes them, and `name`; a copy where they are
+    new already.
+
+  Raises:
+    ValueError: if no model of today is the same.
+  """
+  fields = dict(fields)
+  if "timm" not in fields:
+    return fields
+  halo = "timm_halo" if fields.pop("timm") else "halo"
+  letters = _LETTERS | {"h": halo}
+  fields["operators"] = tuple(
+    ",".join(letters[letter] for letter in pattern)
+    for pattern in fields["operators"]
+  )
+  used = set(",".join(fields["operators"]).split(","))
+  projects = fields.pop("project_first")
+  fields["block_type"] = "bottleneck" if projects else "timm"
+  if fields.pop("inverted"):
+    fields["block_type"] = "inverted"
+  if "conv" not in used and fields["channel_attention"] in ("se", "eca"):
+    fields["channel_attention"] = "none"
+  name = fields.pop("name")
+  known = model_fields(name, fields)
+  lost = {
+    field: fields[field]
+    for field, neutral in _NEUTRAL.items()
+    if field not in known and _tupled(fields[field]) != neutral
+  }
+  if used == {"conv"}:
+    lost = {k: v for k, v in lost.items() if k == "out_widths"}
+  elif halo == "timm_halo" in used and fields["mask_padding"]:
+    lost["mask_padding"] = True
+  if lost:
+    raise ValueError(
+      f"config of an earlier version: no {name} of this one has"
+      f" {', '.join(f'{field} {value}' for field, value in lost.items())}"
+    )
+  return {"name": name} | {
+    field: value for field, value in fields.items() if field in known
+  }
+
+
+def _tupled(value):
+  return tuple(value) if isinstance(value, list) else value

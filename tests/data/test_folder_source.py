@@ -1,0 +1,83 @@
+"""Folders of image files, and what is said of wrong ones."""
+
+import ml_collections
+import pytest
+
+from halonet.data import sources
+from halonet.errors import UsageError
+
+
+@pytest.fixture
+def folder(photos):
+  """Opens the photographs, or another folder."""
+
+  def open_folder(path=photos, needs=("label",)):
+    data = dict(name="folder", data_dir=path and str(path), train_split="train")
+    return sources.open_source(
+      ml_collections.ConfigDict(data), dict.fromkeys(needs, "ClassLabel")
+    )
+
+  return open_folder
+
+
+def write(root, *names):
+  """Makes empty files, which are images by their names."""
+  for name in names:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(b"")
+
+
+def test_a_folder_has_classes_by_name(folder):
+  source = folder()
+  assert source.name.startswith("folder photos")
+  assert source.classes == {"label": ["china", "flower"]}
+  split = source.split("train_split", "train")
+  assert split.size == len(split.files) == 37
+  (example,) = split.read(20, 0, 1).as_numpy_iterator()
+  assert int(example["label"]) == 1
+  with open(split.files[20], "rb") as file:
+    assert example["image"] == file.read()
+  for name, value in split.read_one(20).items():
+    assert value.numpy() == example[name]
+  assert split.where(20) == split.files[20]
+
+
+def test_only_what_is_needed_is_read(folder):
+  split = folder(needs=()).split("train_split", "train")
+  assert set(split.read_one(20)) == {"image"}
+
+
+def test_a_test_split_may_lack_a_class_but_not_add_one(folder, tmp_path):
+  write(
+    tmp_path, "train/a/1.png", "train/b/1.png", "val/b/1.png", "val2/c/1.png"
+  )
+  source = folder(tmp_path)
+  (example,) = source.split("test_split", "val").read(0, 0, 1)
+  assert int(example["label"]) == 1
+  with pytest.raises(UsageError, match="val2 has the class c, which the train"):
+    source.split("test_split", "val2")
+
+
+def test_folders_that_are_no_data_set(folder, tmp_path):
+  with pytest.raises(UsageError, match="there is no folder .*/train$"):
+    folder(tmp_path)
+  write(tmp_path, "train/notes.txt")
+  with pytest.raises(UsageError, match="holds no folders of classes"):
+    folder(tmp_path)
+  write(tmp_path, "train/a/notes.txt")
+  with pytest.raises(UsageError, match="train_split: .* holds no image files"):
+    folder(tmp_path).split("train_split", "train")
+  with pytest.raises(UsageError, match="config.data.data_dir is None; with"):
+    folder(None)
+
+
+def test_fingerprints_tell_listings_apart(folder, tmp_path):
+  def fingerprint(name):
+    return folder(tmp_path / name).split("train_split", "train").fingerprint
+
+  for name in ("one", "two"):
+    write(tmp_path / name, "train/a/1.png", "train/a/2.png")
+  first = fingerprint("one")
+  assert fingerprint("two") == first  # Another place, the same files.
+  write(tmp_path, "two/train/a/3.png")
+  assert fingerprint("two") != first
