@@ -106,13 +106,13 @@ def test_dry_run(sweep, tmp_path):
 @pytest.mark.parametrize("fits", [True, False])
 def test_dry_run_on_a_tpu(sweep, monkeypatch, fits):
   """What the compiler says is in other tests."""
-  from halonet.cost import tpu
+  from halonet.tpu import step_cost
 
   asked = []
 
   def report(config, topology, *, per_core_batch):
     asked.append((config.model.block_size, topology, per_core_batch))
-    return tpu.Report(
+    return step_cost.StepCost(
       topology,
       "train",
       per_core_batch,
@@ -125,8 +125,8 @@ def test_dry_run_on_a_tpu(sweep, monkeypatch, fits):
       seconds=0.0123 if fits else None,
     )
 
-  monkeypatch.setattr(tpu, "report", report)
-  monkeypatch.setattr(tpu, "check_available", lambda: None)
+  monkeypatch.setattr(step_cost, "compile_step", report)
+  monkeypatch.setattr(step_cost, "check_available", lambda: None)
   code, output, _ = sweep(
     "--dry_run", "--topology=v3:2x2", "--topology=v5e:4x4,v5e:8x16"
   )
@@ -157,9 +157,9 @@ def test_slips(sweep, words, message, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)  # Where runs/ may be made.
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   if "--topology=v9:1" in words:
-    from halonet.cost import tpu
+    from halonet.tpu import step_cost
 
-    monkeypatch.setattr(tpu, "check_available", lambda: None)
+    monkeypatch.setattr(step_cost, "check_available", lambda: None)
   code, _, complaint = sweep(*words)
   assert code == 2 and complaint.count("\n") == 1
   assert message in complaint

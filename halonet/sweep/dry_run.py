@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import ml_collections
 
 from halonet.cost import model as model_cost
-from halonet.cost import tpu
 from halonet.data import sources
 from halonet.errors import RunError, UsageError
 from halonet.models import registry
 from halonet.sweep.grid import Sweep, window
 from halonet.tasks.registry import make_task
+from halonet.tpu import step_cost
 from halonet.training import config as config_lib
 
 
@@ -27,9 +27,9 @@ def print_grid(sweep: Sweep, topologies: Sequence[str] = ()) -> None:
       no compiler for it.
   """
   if topologies:
-    tpu.check_available()
+    step_cost.check_available()
   for topology in topologies:
-    tpu.topology_devices(topology)
+    step_cost.topology_devices(topology)
   decided = _decided_fields(sweep.config())
   seeds = sweep.grid["seed"]
   points = [p for p in sweep.points() if p.values["seed"] == seeds[0]]
@@ -96,11 +96,11 @@ def _costs(config: ml_collections.ConfigDict, decided: dict) -> list[str]:
 
 def _compile(config, topology):
   """Returns memory and time of a step, or why there is none; and if it fits."""
-  devices = tpu.topology_devices(topology)
+  devices = step_cost.topology_devices(topology)
   per_core = config.batch_size // (devices * config.accumulation_steps)
   try:
     config_lib.check_devices(config, devices)
-    report = tpu.report(config, topology, per_core_batch=per_core)
+    report = step_cost.compile_step(config, topology, per_core_batch=per_core)
   except RunError as error:
     return str(error), False
   memory = (

@@ -19,12 +19,17 @@ SMALL = dict(depths=(1, 2), heads=(2, 2), num_classes=10, base_width=16)
 SPECS = {
   "halonet_h4": dict(size=33, df=24, base_width=8),
   "halonet_h1_timm": dict(size=28, base_width=8),
-  "halo2botnet50ts_256": dict(size=64, operators=("h", "cg"), base_width=8),
-  "eca_halonext26ts": dict(size=32, operators=("c", "ch")),
-  "haloregnetz_b": dict(size=32, operators=("c", "h"), out_widths=(16, 32)),
+  "halo2botnet50ts_256": dict(
+    size=64, operators=("timm_halo", "conv,global"), base_width=8
+  ),
+  "eca_halonext26ts": dict(size=32, operators=("conv", "conv,timm_halo")),
+  "haloregnetz_b": dict(
+    size=32, operators=("conv", "timm_halo"), out_widths=(16, 32)
+  ),
+  "lamhalobotnet50ts_256": dict(size=64, operators=("conv", "lambda")),
   "resnet50_se_silu": dict(size=33, dtype="bfloat16"),
   "sasa_resnet26_full": dict(size=33, window_size=3),
-  "sasa_resnet50_no_content": dict(size=33, operators=("p", "c")),
+  "sasa_resnet50_no_content": dict(size=33, operators=("per_pixel", "conv")),
 }
 
 
