@@ -129,8 +129,12 @@ def of_attention(arguments: argparse.Namespace) -> dict:
     "setting": dataclasses.asdict(setting),
     "rows": [
       {
-        name: float(value) if name.startswith("memory") else value
-        for name, value in dataclasses.asdict(row).items()
+        "method": row.method,
+        **{f"memory_{term}": float(x) for term, x in row.memory.items()},
+        "field_formula": row.field_formula,
+        "field_counted": row.field_counted,
+        **{f"flops_{term}": x for term, x in row.flops.items()},
+        "exponentials": row.exponentials,
       }
       for row in rows
     ],

@@ -8,7 +8,6 @@ import pathlib
 
 import pytest
 
-from halonet.data import sources
 from halonet.tpu import step_cost
 from halonet.tpu.hlo import Collective, KernelCall, LayerCycles
 
@@ -60,7 +59,6 @@ def compiler(monkeypatch):
 
   monkeypatch.setattr(step_cost, "compile_step", compile_step)
   monkeypatch.setattr(step_cost, "available", lambda: True)
-  monkeypatch.setattr(sources, "count_classes", lambda data: 1000)
   return asked
 
 

@@ -1,4 +1,4 @@
-"""Table 1 and a model's costs as Markdown tables, for people."""
+"""Formats Table 1 and a model's costs as Markdown tables."""
 
 from collections.abc import Sequence
 
@@ -15,49 +15,35 @@ _FORMULAS = {
 
 
 def describe_attention(setting: Setting, rows: Sequence[MethodCost]) -> str:
-  """Table 1 of the HaloNet paper, formulas beside counts, in lines."""
-  memory = _table(
-    (
-      "method",
-      "formula",
-      "of Table 1",
-      "+ padding",
-      "= counted",
-      "beside the keys: places",
-      "logits",
-    ),
-    [
+  """Describes Table 1 of the HaloNet paper, formulas next to counts."""
+
+  def table(column, header, cells):
+    return _table(
+      ("method", "formula", "of Table 1", *header),
       [
-        row.method,
-        _FORMULAS[row.method][0],
-        _number(row.memory_formula),
-        _number(row.memory_padding),
-        _number(row.memory_values),
-        _number(row.memory_places),
-        _number(row.logits),
-      ]
-      for row in rows
-    ],
+        [row.method, _FORMULAS[row.method][column], *cells(row)] for row in rows
+      ],
+    )
+
+  terms = ("formula", "padding", "values", "places", "logits")
+  memory = table(
+    0,
+    ("+ padding", "= counted", "beside the keys: places", "logits"),
+    lambda row: [_number(row.memory[term]) for term in terms],
   )
-  fields = _table(
-    ("method", "formula", "of Table 1", "counted"),
-    [
-      [
-        row.method,
-        _FORMULAS[row.method][1],
-        "×".join(map(str, row.field_formula)),
-        "×".join(map(str, row.field_counted)),
-      ]
-      for row in rows
+  fields = table(
+    1,
+    ("counted",),
+    lambda row: [
+      "×".join(map(str, field))
+      for field in (row.field_formula, row.field_counted)
     ],
   )
   if any(row.field_formula != row.field_counted for row in rows):
     fields += "\n\nThe map is smaller than a neighbourhood: the border cuts it."
-  flops = _table(
+  flops = table(
+    2,
     (
-      "method",
-      "formula",
-      "of Table 1",
       "+ padding",
       "= products counted",
       "+ relative",
@@ -65,25 +51,7 @@ def describe_attention(setting: Setting, rows: Sequence[MethodCost]) -> str:
       "+ softmax",
       "= program",
     ),
-    [
-      [
-        row.method,
-        _FORMULAS[row.method][2],
-        *(
-          f"{flops / setting.pixels:,.2f}"
-          for flops in (
-            row.flops_formula,
-            row.flops_padding,
-            row.flops_products,
-            row.flops_relative,
-            row.flops_masks,
-            row.flops_softmax,
-            row.flops_program,
-          )
-        ),
-      ]
-      for row in rows
-    ],
+    lambda row: [f"{x / setting.pixels:,.2f}" for x in row.flops.values()],
   )
   unexplained = sum(row.unexplained for row in rows)
   parts = [
@@ -100,13 +68,13 @@ def describe_attention(setting: Setting, rows: Sequence[MethodCost]) -> str:
     "The paper's 4(HW)²c of global attention is that of the whole map; per"
     " pixel it is 4HWc.\n"
     f"Formulas, padding and named terms leave {unexplained} of"
-    f" {sum(row.flops_program for row in rows):,} FLOPs unexplained.",
+    f" {sum(row.flops['program'] for row in rows):,} FLOPs unexplained.",
   ]
   return "\n\n".join(parts)
 
 
 def describe_model(counts: Counts) -> str:
-  """What a model costs by stage, by kind of layer and in all, in lines."""
+  """Describes what a model costs, by stage and by kind of layer."""
   header = (
     "parameters",
     "MFLOPs",
@@ -136,18 +104,18 @@ def describe_model(counts: Counts) -> str:
       ],
     )
 
-  return "\n\n".join(
-    [
-      table("stage"),
-      table("kind"),
-      f"{counts.total.parameters:,} parameters; {counts.total.flops:,} FLOPs"
-      " per image,"
-      " forward. Attention memory: all layers together, in the form `xla` (per"
-      " pixel `direct`);"
-      " the largest layer's is"
-      f" {counts.largest_attention_bytes / 1e6:,.3f} MB.",
-    ]
-  )
+  total = counts.total
+  lines = [
+    table("stage"),
+    table("kind"),
+    f"{total.parameters:,} parameters; {total.flops:,} FLOPs per image,"
+    " forward. Attention memory: all layers together, in the form `xla` (per"
+    " pixel `direct`); the largest layer's is"
+    f" {counts.largest_attention_bytes / 1e6:,.3f} MB.",
+  ]
+  if counts.unknown:
+    lines.append(f"Not counted, unknown to XLA: {', '.join(counts.unknown)}.")
+  return "\n\n".join(lines)
 
 
 def _number(value):
@@ -155,7 +123,7 @@ def _number(value):
 
 
 def _table(header, rows):
-  """A Markdown table whose columns line up."""
+  """Formats a Markdown table whose columns line up."""
   widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
   lines = []
   for line in [header, ["-" * width for width in widths], *rows]:

@@ -325,7 +325,7 @@ def _split(operation, path, parts, layers, logits):
     # The padded maps, and a row of the weights.
     if operation.primitive == "exp" or "neighbourhoods" in parts:
       held = counted.num_bytes(operation.result)
-  elif kind in ("attention logits", "attention values"):
+  elif attention and kind in ("attention logits", "attention values"):
     if not operation.contracted:  # The weights, in another dtype.
       kind = "softmax, masks, scale"
     elif kind == "attention values":

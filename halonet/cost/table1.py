@@ -1,9 +1,9 @@
-"""What the kinds of local attention cost: Table 1 of the HaloNet paper.
+"""Counts what kinds of local attention cost: Table 1 of the HaloNet paper.
 
 The paper gives formulas for four ways to attend, for a map of H×W pixels and c
-channels (arXiv:2103.12731, Table 1). Here they stand beside what the programs
-of `halonet.ops.attention` hold, counted, with everything that the formulas
-leave out as terms of its own: what is said to agree, agrees to the last unit.
+channels (arXiv:2103.12731, Table 1). Here they stand next to counts of the
+programs of `halonet.ops.attention`, with everything that the formulas leave out
+as a term of its own: the two agree to the last unit.
 
   global        every pixel sees every pixel.
   per-pixel     every pixel gathers a k×k neighbourhood of its own: blocks of
@@ -32,20 +32,20 @@ METHODS = ("global", "per-pixel windows", "SASA", "blocked local")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What Table 1 asks for, and the number of heads.
+  """The numbers that Table 1 asks for, and the number of heads.
 
   Attributes:
-    height: of the map, in pixels (H).
-    width: of the map, in pixels (W).
-    channels: of queries, keys and values each (c).
-    window: side of a pixel's own window, in pixels (k); odd.
-    block_size: side of a block, in pixels (b).
+    height: height of the map in pixels (H).
+    width: width of the map in pixels (W).
+    channels: channels of queries, keys and values each (c).
+    window: side of a pixel's own window in pixels (k); odd.
+    block_size: side of a block in pixels (b).
     halo_size: pixels that a neighbourhood reaches beyond its block (h).
-    heads: the channels are shared out to them. The formulas do not depend on
-      them, the relative terms and the softmax do.
+    heads: number of heads that share the channels. The formulas do not depend
+      on it; the relative terms and the softmax do.
 
   Raises:
-    UsageError: when made, if a field is out of range.
+    UsageError: on construction, if a field is out of range.
   """
 
   height: int = 64
@@ -86,68 +86,48 @@ class MethodCost:
 
   Attributes:
     method: one of `METHODS`.
-    memory_formula: numbers in the neighbourhoods of one tensor, keys or
-      values, by the paper's formula.
-    memory_padding: those of the pixels that complete the last blocks.
-    memory_values: those that the program gathers of the values.
-    memory_keys: those that it gathers of the keys.
-    memory_places: those of the one-hot vectors beside the keys, by which one
-      product yields the relative terms as well.
-    logits: numbers that the program makes of queries and keys.
-    field_formula: rows and columns that a pixel sees, by the formula.
-    field_counted: those on which it depends in the program.
-    flops_formula: of the whole map, by the paper's formula per pixel.
-    flops_padding: of the pixels that complete the last blocks.
-    flops_products: of the program's products of queries with keys, and of
-      weights with values.
-    flops_relative: of the relative terms.
-    flops_masks: of the masks of border and window, and of the zeros (one
-      each) with which tensors are padded.
-    flops_softmax: of the softmax, beside its `exponentials`.
-    flops_program: of the whole program.
-    exponentials: that the program takes.
+    memory: numbers held between the steps. `formula`: neighbourhoods of one
+      tensor, keys or values, by the paper; `padding`: those of the pixels that
+      complete the last blocks; `values`, `keys`: what the program gathers;
+      `places`: one-hot vectors next to the keys, by which one product yields
+      the relative terms as well; `logits`.
+    field_formula: rows and columns that a pixel sees, by the paper.
+    field_counted: those that it depends on in the program.
+    flops: of the whole map. `formula`: by the paper's formula per pixel;
+      `padding`: of the pixels that complete the last blocks; `products`: of
+      queries with keys, and of weights with values, in the program;
+      `relative`; `masks`: of border and window, and the zeros (one each) with
+      which tensors are padded; `softmax`; `program`: all of it.
+    exponentials: exponentials in the program.
   """
 
   method: str
-  memory_formula: fractions.Fraction
-  memory_padding: fractions.Fraction
-  memory_values: int
-  memory_keys: int
-  memory_places: int
-  logits: int
+  memory: dict[str, fractions.Fraction | int]
   field_formula: tuple[int, int]
   field_counted: tuple[int, int]
-  flops_formula: int
-  flops_padding: int
-  flops_products: int
-  flops_relative: int
-  flops_masks: int
-  flops_softmax: int
-  flops_program: int
+  flops: dict[str, int]
   exponentials: int
 
   @property
   def unexplained(self) -> int:
     """What formulas and named terms leave open; 0 if they agree."""
+    memory, flops = self.memory, self.flops
+    parts = sum(flops[x] for x in ("products", "relative", "masks", "softmax"))
     return (
-      abs(self.memory_formula + self.memory_padding - self.memory_values)
-      + abs(self.memory_keys - self.memory_values)
-      + abs(self.flops_formula + self.flops_padding - self.flops_products)
-      + abs(
-        self.flops_products
-        + self.flops_relative
-        + self.flops_masks
-        + self.flops_softmax
-        - self.flops_program
-      )
+      abs(memory["formula"] + memory["padding"] - memory["values"])
+      + abs(memory["keys"] - memory["values"])
+      + abs(flops["formula"] + flops["padding"] - flops["products"])
+      + abs(parts - flops["program"])
     )
 
 
 def program(
   method: str, setting: Setting, images: int = 1
 ) -> tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]:
-  """The function of a method, and the shapes of its arguments: float32 query,
-  key, value and the two relative tables."""
+  """Returns a method's function, and the shapes of its arguments.
+
+  They are float32 query, key, value and the two relative tables.
+  """
   block_size, halo_size = _geometry(method, setting)
   shape = (images, setting.height, setting.width, setting.heads)
   dim = setting.channels // setting.heads
@@ -172,13 +152,8 @@ def program(
   )
 
 
-def table(setting: Setting) -> list[MethodCost]:
-  """Table 1 for a setting; nothing of the map's size is allocated."""
-  return [_row(method, setting) for method in METHODS]
-
-
 def _geometry(method, setting):
-  """Block and halo with which `blocked_local_attention` is the method."""
+  """Returns the block and halo with which blocked attention is the method."""
   if method == "per-pixel windows":
     return 1, setting.window // 2
   if method == "SASA":
@@ -186,51 +161,50 @@ def _geometry(method, setting):
   return setting.block_size, setting.halo_size
 
 
-def _row(method, setting):
+def table(setting: Setting) -> list[MethodCost]:
+  """Computes Table 1 for a setting, without allocating a map."""
+  return [_cost(method, setting) for method in METHODS]
+
+
+def _cost(method, setting):
   pixels, channels = setting.pixels, setting.channels
   if method == "global":
-    # The paper's 4(HW)²c is that of the map; its share of a pixel is 4HWc.
-    memory = fractions.Fraction(pixels * channels)
-    memory_padding = fractions.Fraction(0)
+    # All pixels share one neighbourhood, the map. The paper's 4(HW)²c is of the
+    # whole map; the share of a pixel is 4HWc.
+    block_area = area = padded = pixels
     field = (setting.height, setting.width)
-    flops, padding = 4 * pixels**2 * channels, 0
   else:
     block_size, halo_size = _geometry(method, setting)
-    area = (block_size + 2 * halo_size) ** 2
+    side = block_size + 2 * halo_size
+    block_area, area = block_size**2, side**2
     padded = math.prod(
       block_size * blocks.num_blocks(length, block_size)
       for length in (setting.height, setting.width)
     )
-    memory = fractions.Fraction(pixels, block_size**2) * area * channels
-    memory_padding = (
-      fractions.Fraction(padded - pixels, block_size**2) * area * channels
-    )
-    side = block_size + 2 * halo_size
-    if method == "SASA":
-      side = setting.window
-    field = (side, side)
-    flops = 4 * area * channels * pixels
-    padding = 4 * area * channels * (padded - pixels)
+    field = (setting.window if method == "SASA" else side,) * 2
+  share = fractions.Fraction(area * channels, block_area)
+  flops = 4 * area * channels
+  memory_counted, flops_counted, exponentials = _counted(
+    *program(method, setting), channels // setting.heads
+  )
   return MethodCost(
     method=method,
-    memory_formula=memory,
-    memory_padding=memory_padding,
+    memory={"formula": pixels * share, "padding": (padded - pixels) * share}
+    | memory_counted,
     field_formula=field,
     field_counted=receptive_field(method, setting),
-    flops_formula=flops,
-    flops_padding=padding,
-    **_counted(*program(method, setting), setting.channels // setting.heads),
+    flops={"formula": flops * pixels, "padding": flops * (padded - pixels)}
+    | flops_counted,
+    exponentials=exponentials,
   )
 
 
 def _counted(function, shapes, dim):
-  """What is in the program, by the names of its parts."""
+  """Counts memory, FLOPs by part, and exponentials of a program."""
   flops = dict.fromkeys(("products", "relative", "masks", "softmax"), 0)
-  found = {}
-  total = exponentials = 0
-  for operation in counted.operations(function, *shapes):
-    total += operation.flops
-    exponentials += operation.transcendentals
+  memory = {}
+  operations = counted.operations(function, *shapes)
+  for operation in operations:
     if not operation.flops:
       continue
     # Outside of the named parts, zeros for the padding are made.
@@ -242,32 +216,28 @@ def _counted(function, shapes, dim):
       flops["relative"] += operation.flops - products
       # A neighbourhood has as many keys as there are queries, or more.
       keys = max(each.size for each in operation.operands)
-      found["memory_keys"] = keys * dim // operation.contracted
-      found["memory_places"] = keys - found["memory_keys"]
-      found["logits"] = operation.result.size
+      content = keys * dim // operation.contracted
+      memory |= {"keys": content, "places": keys - content}
+      memory["logits"] = operation.result.size
     elif part == "values":
       flops["products"] += operation.flops
-      weights = operation.result.size // dim * operation.contracted
       left, right = (each.size for each in operation.operands)
-      found["memory_values"] = right if left == weights else left
+      memory["values"] = right if left == memory["logits"] else left
     else:
       flops[part] += operation.flops
-  return found | dict(
-    {f"flops_{part}": number for part, number in flops.items()},
-    flops_program=total,
-    exponentials=exponentials,
-  )
+  flops["program"] = sum(each.flops for each in operations)
+  return memory, flops, sum(each.transcendentals for each in operations)
 
 
 _PARTS = ("logits", "values", "relative", "masks", "softmax")
 
 
 def receptive_field(method: str, setting: Setting) -> tuple[int, int]:
-  """Rows and columns of values on which an output pixel depends.
+  """Counts rows and columns of values that an output pixel depends on.
 
-  The gradient of a pixel says so, which is far from the border where the map
-  has such; it is taken on a part of the map with all that the pixel can see. Of
-  global attention that is everything: the whole of any part.
+  The gradient of a pixel tells, one far from the border if there is such. It is
+  taken on a part of the map that holds all that the pixel can see; a pixel of
+  global attention sees the whole of any part.
   """
   block_size, halo_size = _geometry(method, setting)
   around = blocks.num_blocks(halo_size, block_size)

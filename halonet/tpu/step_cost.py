@@ -25,6 +25,7 @@ import ml_collections
 from halonet.chips import GENERATIONS, find_kind
 from halonet.data import sources
 from halonet.errors import RunError, UsageError
+from halonet.tasks.registry import make_task
 from halonet.tpu.hlo import Collective, KernelCall, LayerCycles
 from halonet.training import config as config_lib
 
@@ -186,15 +187,22 @@ def compile_step(
 def metadata(
   config: ml_collections.ConfigDict, num_classes: int | None = None
 ) -> dict[str, Any]:
-  """Returns what a task needs to know of a data set that need not be here.
+  """Returns the metadata of a config's task, whose data need not be prepared.
 
   Args:
-    config: complete, of a training.
-    num_classes: to assume, instead of looking for the data set.
+    config: complete training config.
+    num_classes: number of classes to assume, instead of asking the data set.
+
+  Raises:
+    UsageError: if only the data would tell, and they are not there.
   """
-  if num_classes is None:
-    num_classes = sources.count_classes(config.data)
-  return {"labels": [str(number) for number in range(num_classes)]}
+  if num_classes is not None:
+    return {"labels": [str(number) for number in range(num_classes)]}
+  task = make_task(config)
+  try:
+    return task.describe(sources.describe(config.data, task.needs))
+  except UsageError as error:
+    raise UsageError(f"{error}; without the data, give --num_classes") from None
 
 
 def sized(

@@ -1,6 +1,5 @@
 """Costs of models, against XLA, real parameters and counts by hand."""
 
-import dataclasses
 import functools
 import math
 
@@ -13,43 +12,42 @@ from flax import linen as nn
 import halonet
 from halonet.cost import model as model_cost
 from halonet.models.registry import get_entry
+from halonet.ops import dispatch
 
 # One or two small blocks of every kind that a registered model has.
 SMALL = dict(depths=(1, 2), heads=(2, 2), num_classes=10, base_width=16)
 SPECS = {
   "halonet_h4": dict(size=33, df=24, base_width=8),
   "halonet_h1_timm": dict(size=28, base_width=8),
-  "halo2botnet50ts_256": dict(size=64, operators=("h", "cg"), base_width=8),
-  "eca_halonext26ts": dict(size=32, operators=("c", "ch")),
-  "haloregnetz_b": dict(size=32, operators=("c", "h"), out_widths=(16, 32)),
+  "halo2botnet50ts_256": dict(
+    size=64, operators=("timm_halo", "conv,global"), base_width=8
+  ),
+  "eca_halonext26ts": dict(size=32, operators=("conv", "conv,timm_halo")),
+  "haloregnetz_b": dict(
+    size=32, operators=("conv", "timm_halo"), out_widths=(16, 32)
+  ),
+  "lamhalobotnet50ts_256": dict(size=64, operators=("conv", "lambda")),
   "resnet50_se_silu": dict(size=33, dtype="bfloat16"),
   "sasa_resnet26_full": dict(size=33, window_size=3),
-  "sasa_resnet50_no_content": dict(size=33, operators=("p", "c")),
+  "sasa_resnet50_no_content": dict(size=33, operators=("per_pixel", "conv")),
 }
 
 
-def small(name):
-  fields = SMALL | SPECS[name]
+def small(name, **changed):
+  fields = SMALL | SPECS[name] | changed
   size = fields.pop("size")
   return halonet.create_model(name, **fields), size
 
 
-def with_spec(model, **fields):
-  return model.clone(spec=dataclasses.replace(model.spec, **fields))
-
-
 def lower(model, size):
-  per_pixel = "p" in "".join(model.spec.operators)
-  model = with_spec(
-    model, attention_implementation="direct" if per_pixel else "xla"
-  )
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
   with pytest.MonkeyPatch.context() as patch:
     # XLA counts one turn of a loop: here there is none.
     scan = functools.partial(jax.lax.scan, unroll=True)
     patch.setattr("halonet.ops.forms.direct.lax.scan", scan)
-    return variables, jax.jit(model.apply).lower(variables, images)
+    with dispatch.implementation("direct"):
+      return variables, jax.jit(model.apply).lower(variables, images)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -128,13 +126,13 @@ def test_published_operations_of_resnet50():
 def test_dtype_size_and_rematerialisation():
   model, _ = small("halonet_h4")
   counts = model_cost.count(model, 32)
-  narrow = model_cost.count(with_spec(model, dtype="bfloat16"), 32)
+  narrow = model_cost.count(small("halonet_h4", dtype="bfloat16")[0], 32)
   # All but the logits of the classifier, which stay float32.
   assert narrow.total.activations == counts.total.activations
   assert counts.total.activation_bytes == 4 * counts.total.activations
   assert narrow.total.activation_bytes == 2 * counts.total.activations + 2 * 10
   for remat in ("block", "stage"):
-    again = model_cost.count(with_spec(model, remat=remat), 32)
+    again = model_cost.count(small("halonet_h4", remat=remat)[0], 32)
     assert again.parts == counts.parts
   wide = model_cost.count(model, (32, 64))
   assert (
