@@ -139,9 +139,9 @@ def find_layers(arguments, fields) -> collections.Counter:
   import jax.numpy as jnp
   from flax import linen as nn
 
-  from halonet.models import registry
   from halonet.layers.halo import HaloAttention
   from halonet.layers.per_pixel import PerPixelAttention
+  from halonet.models import registry
 
   local = HaloAttention, PerPixelAttention
   found = collections.Counter()
