@@ -15,7 +15,7 @@ that these select, for example tests/ops or -m slow.
 END
     exit
     ;;
-  '') set -- --hypothesis-profile=ci @tests/smoke.txt ;;
+  '') set -- --hypothesis-profile=smoke @tests/smoke.txt ;;
   --all) shift ;;
 esac
 

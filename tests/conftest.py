@@ -26,9 +26,10 @@ import hypothesis
 import pytest
 
 hypothesis.settings.register_profile("local", max_examples=200, deadline=None)
-hypothesis.settings.register_profile(
-  "ci", max_examples=25, deadline=None, derandomize=True
-)
+for profile, examples in (("ci", 25), ("smoke", 5)):
+  hypothesis.settings.register_profile(
+    profile, max_examples=examples, deadline=None, derandomize=True
+  )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 

@@ -176,7 +176,7 @@ def test_ci_runs_the_smoke_tests_on_a_second_python(machine, fails):
     line.replace("-n 2 --dist loadgroup", "").split()
     for line in machine.notes.read_text().splitlines()
     if line[0] == "1"
-  ] == [["11:", "--hypothesis-profile=ci", "@tests/smoke.txt"], ["13:"]]
+  ] == [["11:", "--hypothesis-profile=smoke", "@tests/smoke.txt"], ["13:"]]
 
 
 def test_ci_says_when_there_is_no_second_python(machine):
@@ -189,7 +189,7 @@ def test_ci_says_when_there_is_no_second_python(machine):
 @pytest.mark.parametrize(
   "words, expected",
   [
-    ("", "--hypothesis-profile=ci @tests/smoke.txt"),
+    ("", "--hypothesis-profile=smoke @tests/smoke.txt"),
     ("--all", ""),
     ("--all -x", "-x"),
     ("tests/ops -x", "tests/ops -x"),
