@@ -5,7 +5,7 @@ from halonet.interop.pretrained import load_pretrained
 from halonet.layers.operators import register as register_operator
 from halonet.models.registry import create_model, list_models
 from halonet.models.registry import register as register_model
-from halonet.tasks.registry import register as register_task
+from halonet.tasks.task import register as register_task
 
 __all__ = [
   "create_model",

@@ -21,7 +21,7 @@ from halonet.interop.pretrained import (
   load_pretrained,
 )
 from halonet.parallel import make_mesh
-from halonet.tasks.classification import top_classes
+from halonet.tasks.task import get_task
 from halonet.training.restore import restore_model
 
 
@@ -109,11 +109,12 @@ def of_published(name: str, source: str | None = None) -> Predictor:
   except ValueError as error:
     raise UsageError(f"--weights: {error}") from None
   expected = load_preprocessing(name, source)
+  task = get_task("classification")(None, {"labels": imagenet_classes()})
   return Predictor(
     model,
     variables,
     functools.partial(published_input, **dataclasses.asdict(expected)),
-    lambda logits, top: top_classes(logits, imagenet_classes(), top),
+    task.explain,
     expected.image_size / int(expected.image_size / expected.crop),
   )
 

@@ -51,7 +51,7 @@ def main() -> None:
     return
   config = load_config(arguments.config, overrides)
 
-  from halonet.tasks.registry import make_task
+  from halonet.tasks.task import make_task
   from halonet.training.evaluation import words
   from halonet.training.loop import train
   from halonet.training.processes import say

@@ -224,7 +224,7 @@ def _model(arguments, rest):
     if not word.startswith(f"--{kind}."):
       raise UsageError(f"{word} does not go with --{kind}; see --help")
   if arguments.config:
-    from halonet.tasks.registry import make_task
+    from halonet.tasks.task import make_task
     from halonet.tpu import step_cost
     from halonet.training import config as config_lib
 

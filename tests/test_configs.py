@@ -13,7 +13,7 @@ import pytest
 from halonet.errors import UsageError
 from halonet.models.registry import get_entry, list_models
 from halonet.parallel import make_mesh
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.state import abstract_batch, abstract_state, make_init

@@ -16,7 +16,7 @@ import pytest
 from halonet import train
 from halonet.data import pipeline, sources
 from halonet.parallel import make_mesh
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.config import create_model
 from halonet.training.optimizer import make_optimizer

@@ -9,7 +9,7 @@ from halonet.data import sources
 from halonet.errors import RunError, UsageError
 from halonet.models import registry
 from halonet.sweep.grid import Sweep, window
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.tpu import step_cost
 from halonet.training import config as config_lib
 

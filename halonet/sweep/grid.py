@@ -16,7 +16,7 @@ import ml_collections
 from halonet import fields
 from halonet.errors import UsageError, unknown
 from halonet.models import registry
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.training import config as config_lib
 
 # A worker must not take the accelerator, which its trainings need.

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tensorflow as tf
 
-from halonet.data import order, preprocessing
 from halonet.errors import UsageError
 from halonet.fields import Field
 from halonet.tasks.mixing import draw_mix, mix
@@ -77,6 +75,10 @@ class Classification(Task):
     return spec
 
   def example(self, record, seed, train):
+    import tensorflow as tf  # It takes seconds to import.
+
+    from halonet.data import order, preprocessing
+
     data = self.config.data
     example = {"label": tf.cast(record["label"], tf.int32)}
     if not train:
@@ -152,7 +154,12 @@ class Classification(Task):
     )
 
   def explain(self, output, top):
-    return top_classes(output, self.metadata["labels"], top)
+    """Words the most probable classes, with their probabilities."""
+    probabilities = np.asarray(jax.nn.softmax(output))
+    return [
+      f"{probabilities[index]:7.2%}  {self.metadata['labels'][index]}"
+      for index in probabilities.argsort()[::-1][:top]
+    ]
 
 
 class _Sums(Evaluator):
@@ -170,12 +177,3 @@ class _Sums(Evaluator):
       "loss": self.loss / images,
       "correct": self.correct,
     }
-
-
-def top_classes(logits: np.ndarray, labels: list[str], top: int) -> list[str]:
-  """Words the most probable classes, with their probabilities."""
-  probabilities = np.asarray(jax.nn.softmax(logits))
-  return [
-    f"{probabilities[index]:7.2%}  {labels[index]}"
-    for index in probabilities.argsort()[::-1][:top]
-  ]

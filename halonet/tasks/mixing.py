@@ -7,14 +7,18 @@ Neighbours in a batch are partners. A device that holds an even number of
 images has both of each pair, so mixing needs no communication.
 """
 
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
-import tensorflow as tf
 from jaxtyping import Array, Float, Int
+
+if TYPE_CHECKING:
+  import tensorflow as tf
 
 
 def draw_mix(
-  seeds: tf.Tensor, image_size: int, mixup: float, cutmix: float
-) -> dict[str, tf.Tensor]:
+  seeds: "tf.Tensor", image_size: int, mixup: float, cutmix: float
+) -> "dict[str, tf.Tensor]":
   """Draws how each pair of neighbours in a batch is mixed.
 
   Args:
@@ -32,6 +36,8 @@ def draw_mix(
     `[2 * pairs, 4]`, the box as top, left, bottom and right, cut to the image,
     all 0 for mixup. With a box, the share is that of the pixels outside of it.
   """
+  import tensorflow as tf  # It takes seconds to import.
+
   coin, share, centre = tf.map_fn(
     lambda seed: _draw_pair(seed, mixup, cutmix),
     seeds,
@@ -57,6 +63,8 @@ def draw_mix(
 
 def _draw_pair(seed, mixup, cutmix):
   """Draws whether to cut, the share, and the box's centre in 0 … 1."""
+  import tensorflow as tf
+
   seeds = tf.random.experimental.stateless_split(seed, 2)
   drawn = tf.random.stateless_uniform([5], seeds[0])
   cut = drawn[0] < (0.5 if mixup and cutmix else float(cutmix > 0))

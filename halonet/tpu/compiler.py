@@ -32,7 +32,7 @@ from jax.sharding import Mesh
 from halonet.chips import find_chip
 from halonet.errors import UsageError
 from halonet.parallel import make_mesh, replicated
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.tpu import hlo, schedules
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib

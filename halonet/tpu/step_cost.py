@@ -25,7 +25,7 @@ import ml_collections
 from halonet.chips import GENERATIONS, find_kind
 from halonet.data import sources
 from halonet.errors import RunError, UsageError
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.tpu.hlo import Collective, KernelCall, LayerCycles
 from halonet.training import config as config_lib
 

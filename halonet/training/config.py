@@ -14,8 +14,7 @@ from halonet.errors import UsageError, unknown
 from halonet.fields import Field
 from halonet.models import registry
 from halonet.models.upgrade import upgrade
-from halonet.tasks.registry import get_task, make_task
-from halonet.tasks.task import Task
+from halonet.tasks.task import Task, get_task, make_task
 from halonet.training.options import DURATIONS, FIELDS
 
 

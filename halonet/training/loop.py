@@ -17,7 +17,7 @@ from halonet.data import pipeline, sources
 from halonet.errors import RunError
 from halonet.parallel import batch_sharding, make_mesh
 from halonet.signals import Stopped, StopSignals
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.training import config as config_lib
 from halonet.training import initialise, processes
 from halonet.training import optimizer as optimizer_lib

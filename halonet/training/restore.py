@@ -9,8 +9,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from halonet.errors import UsageError, unknown
-from halonet.tasks.registry import make_task
-from halonet.tasks.task import Task
+from halonet.tasks.task import Task, make_task
 from halonet.training import config as config_lib
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.state import TrainState, abstract_state, make_init

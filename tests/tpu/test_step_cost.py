@@ -7,7 +7,7 @@ import pytest
 
 from halonet.cost.model import forward_flops
 from halonet.errors import RunError, UsageError
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.tpu import step_cost
 from halonet.tpu.compiler import parse_out_of_memory
 from halonet.tpu.largest import largest_batch

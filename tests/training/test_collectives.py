@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from halonet.parallel import make_mesh
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.training import config as config_lib
 from halonet.training.optimizer import make_optimizer
 from halonet.training.state import abstract_batch, abstract_state, make_init

@@ -7,7 +7,7 @@ import pytest
 from halonet.data import pipeline
 from halonet.errors import RunError
 from halonet.parallel import make_mesh
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.training.evaluation import evaluate, words
 from halonet.training.state import TrainState
 

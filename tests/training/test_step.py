@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from halonet.layers.halo import HaloAttention
 
+from halonet.layers.halo import HaloAttention
 from halonet.parallel import make_mesh
 from halonet.tasks.mixing import mix
-from halonet.tasks.registry import make_task
+from halonet.tasks.task import make_task
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.state import (
