@@ -8,7 +8,12 @@ import matplotlib
 matplotlib.use("Agg")  # Files only, also where there is a screen.
 import matplotlib.pyplot as plt
 
-from halonet.sweep.table import Setting, best_figure, flops_unit, memory_title
+from halonet.sweep.table import (
+  GridSetting,
+  best_figure,
+  flops_unit,
+  memory_title,
+)
 
 WINDOW, COSTS = "window.png", "costs.png"
 # At 800 pixels across, as on a web page, text is as large as the text around.
@@ -25,7 +30,7 @@ _STYLE = {
 _MARKERS = "osD^vP*X"
 
 
-def draw(found: Sequence[Setting]) -> dict[str, bytes]:
+def draw(found: Sequence[GridSetting]) -> dict[str, bytes]:
   """Draws all figures; names → PNGs. None without a finished trial."""
   found = [setting for setting in found if setting.done]
   pictures = {}
@@ -37,10 +42,10 @@ def draw(found: Sequence[Setting]) -> dict[str, bytes]:
   return pictures
 
 
-def curves(found: Sequence[Setting]) -> dict[str, list[Setting]]:
+def curves(found: Sequence[GridSetting]) -> dict[str, list[GridSetting]]:
   """Makes a curve for each value of the fields that it does not run along."""
   along = _along(found)
-  gathered: dict[str, list[Setting]] = {}
+  gathered: dict[str, list[GridSetting]] = {}
   for setting in found:
     words = [
       f"{field.rpartition('.')[2].removesuffix('_size')} {text}"

@@ -26,7 +26,7 @@ _FIELDS = ("base", "set", "grid", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class GridPoint:
   """One trial of a grid.
 
   Attributes:
@@ -57,7 +57,7 @@ class Sweep:
   changes: dict[str, str]
   grid: dict[str, tuple[str, ...]]
 
-  def points(self) -> list[Point]:
+  def points(self) -> list[GridPoint]:
     """Returns all combinations, the last field running fastest."""
     short = [field.rpartition(".")[2] for field in self.grid]
     labels = {
@@ -70,15 +70,15 @@ class Sweep:
       name = ",".join(
         f"{labels[f]}={_slug(text)}" for f, text in values.items()
       )
-      points.append(Point(values, name))
+      points.append(GridPoint(values, name))
     return points
 
-  def overrides(self, point: Point | None = None) -> list[str]:
+  def overrides(self, point: GridPoint | None = None) -> list[str]:
     """Returns the `field=value` of a trial, or those that all trials share."""
     values = self.changes | (point.values if point else {})
     return [f"{field}={text}" for field, text in values.items()]
 
-  def config(self, point: Point | None = None) -> ml_collections.ConfigDict:
+  def config(self, point: GridPoint | None = None) -> ml_collections.ConfigDict:
     """Builds the config of a trial; UsageError if it is impossible."""
     return config_lib.load_config(self.base, self.overrides(point))
 

@@ -82,7 +82,9 @@ def write(trials: Sequence[TrialRecord], folder: str) -> list[str]:
   return list(files)
 
 
-def render(found: Sequence[table.Setting], pictures: dict[str, bytes]) -> str:
+def render(
+  found: Sequence[table.GridSetting], pictures: dict[str, bytes]
+) -> str:
   """Makes the page, an HTML file that needs no other and no network.
 
   Args:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from halonet.errors import UsageError
 from halonet.sweep import records
-from halonet.sweep.grid import Point, Sweep
+from halonet.sweep.grid import GridPoint, Sweep
 from halonet.sweep.pulse import Watch
 from halonet.sweep.records import DONE, FAILED, Ledger, TrialRecord
 
@@ -113,7 +113,7 @@ class TrialBoard:
   """
 
   def __init__(
-    self, study: optuna.Study, points: Sequence[Point], grace: float = 150
+    self, study: optuna.Study, points: Sequence[GridPoint], grace: float = 150
   ):
     """Takes all points of the grid, and the seconds of `Watch`."""
     self.study, self._points, self._watch = study, points, Watch(grace)
@@ -143,7 +143,7 @@ class TrialBoard:
         with contextlib.suppress(*_FINISHED):  # Another worker noticed, too.
           self.study.tell(trial.number, state=TrialState.FAIL)
 
-  def take(self, lock: str) -> tuple[optuna.Trial, Point] | None:
+  def take(self, lock: str) -> tuple[optuna.Trial, GridPoint] | None:
     """Takes a pending point; None if another worker was faster.
 
     Args:

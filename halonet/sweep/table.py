@@ -10,7 +10,7 @@ from halonet.sweep.records import DONE, TrialRecord
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class GridSetting:
   """A point of the grid without its seed.
 
   Attributes:
@@ -50,34 +50,34 @@ class Setting:
     return [value for value in found if value is not None]
 
 
-def settings(trials: Iterable[TrialRecord]) -> list[Setting]:
+def settings(trials: Iterable[TrialRecord]) -> list[GridSetting]:
   """Gathers the seeds of every point, in the order of the grid."""
   gathered: dict[tuple, list[TrialRecord]] = {}
   for record in trials:
     values = {f: text for f, text in record.values.items() if f != "seed"}
     gathered.setdefault(tuple(values.items()), []).append(record)
-  return [Setting(dict(key), found) for key, found in gathered.items()]
+  return [GridSetting(dict(key), found) for key, found in gathered.items()]
 
 
-def best_figure(found: Iterable[Setting]) -> str:
+def best_figure(found: Iterable[GridSetting]) -> str:
   """Returns the figure by which the task selects; "" if nothing is done."""
   return next((record.best for s in found for record in s.done), "")
 
 
-def flops_unit(found: Iterable[Setting]) -> tuple[str, float]:
+def flops_unit(found: Iterable[GridSetting]) -> tuple[str, float]:
   """Chooses a unit in which the operations of an image are no long number."""
   most = max((s.mean("flops") or 0 for s in found), default=0)
   return ("G", 1e9) if most >= 1e9 else ("M", 1e6)
 
 
-def memory_title(found: Iterable[Setting]) -> str:
+def memory_title(found: Iterable[GridSetting]) -> str:
   """Says whose memory was measured: a process holds more than its training."""
   whose = {r.peak_memory_of for s in found for r in s.trials} - {None}
   return f"peak {whose.pop()} memory" if len(whose) == 1 else "peak memory"
 
 
 def cells(
-  found: Sequence[Setting],
+  found: Sequence[GridSetting],
 ) -> tuple[list[str], list[list[tuple[float | str | None, str]]]]:
   """Fills the table: the grid's fields, and the figures that are known.
 
@@ -123,7 +123,7 @@ def cells(
   return titles, lines
 
 
-def to_markdown(found: Sequence[Setting]) -> str:
+def to_markdown(found: Sequence[GridSetting]) -> str:
   """Writes a line for every setting: mean ± standard deviation over seeds."""
   titles, lines = cells(found)
   lines = [[text.replace("|", "\\|") for _, text in line] for line in lines]

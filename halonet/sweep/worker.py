@@ -19,7 +19,7 @@ from etils import epath
 from halonet.errors import RunError, UsageError
 from halonet.signals import Stopped
 from halonet.sweep import launch, pulse
-from halonet.sweep.grid import Point, Sweep, differences, window
+from halonet.sweep.grid import GridPoint, Sweep, differences, window
 from halonet.sweep.records import (
   DONE,
   FAILED,
@@ -131,7 +131,7 @@ class Worker:
     else:
       _say("  This worker was taken for dead; another one records the trial")
 
-  def _attempt(self, point: Point, launcher) -> TrialRecord:
+  def _attempt(self, point: GridPoint, launcher) -> TrialRecord:
     """Trains a point; raises Stopped if a signal ends it."""
     number = self.points.index(point) + 1
     folder = f"{self._workdir}/{point.name}"
