@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from halonet.cost.model import Counts
-from halonet.cost.table1 import MethodCost, LayerSetting
+from halonet.cost.table1 import LayerSetting, MethodCost
 
 # Memory of one tensor, receptive field, FLOPs per pixel.
 _FORMULAS = {
