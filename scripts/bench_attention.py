@@ -139,9 +139,9 @@ def find_layers(arguments, fields) -> collections.Counter:
   import jax.numpy as jnp
   from flax import linen as nn
 
+  from halonet.layers.halo import HaloAttention
+  from halonet.layers.per_pixel import PerPixelAttention
   from halonet.models import registry
-  from halonet.models.layers import HaloAttention
-  from halonet.models.per_pixel import PerPixelAttention
 
   local = HaloAttention, PerPixelAttention
   found = collections.Counter()

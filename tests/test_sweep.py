@@ -110,7 +110,7 @@ def test_dry_run_on_a_tpu(sweep, monkeypatch, fits):
 
   asked = []
 
-  def report(config, topology, *, per_core_batch):
+  def compile_step(config, topology, *, per_core_batch):
     asked.append((config.model.block_size, topology, per_core_batch))
     return step_cost.StepCost(
       topology,
@@ -125,7 +125,7 @@ def test_dry_run_on_a_tpu(sweep, monkeypatch, fits):
       seconds=0.0123 if fits else None,
     )
 
-  monkeypatch.setattr(step_cost, "compile_step", report)
+  monkeypatch.setattr(step_cost, "compile_step", compile_step)
   monkeypatch.setattr(step_cost, "check_available", lambda: None)
   code, output, _ = sweep(
     "--dry_run", "--topology=v3:2x2", "--topology=v5e:4x4,v5e:8x16"

@@ -39,10 +39,15 @@ class TfdsSource(Source):
     self.features = {
       name: type(feature).__name__ for name, feature in features.items()
     }
-    self.classes = {
+
+  @property
+  def classes(self) -> dict[str, list[str]]:
+    # Before a data set is prepared, TFDS may name its classes by numbers.
+    features = self.builder.info.features
+    return {
       name: list(features[name].names)
-      for name in needs
-      if self.features.get(name) == "ClassLabel" and features[name].num_classes
+      for name in self._needs
+      if self.features[name] == "ClassLabel" and features[name].num_classes
     }
 
   def prepare(self) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,7 +14,8 @@ from halonet.fields import field
 from halonet.layers.layouts import Entries, Shapes, norm, same
 
 
-class Place(Protocol):
+@runtime_checkable
+class Site(Protocol):
   """A block of a host, as operators see it.
 
   Attributes:
@@ -46,7 +47,7 @@ class Operator:
   per_stage: ClassVar[tuple[str, ...]] = ()
 
   def layer(
-    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
   ) -> nn.Module:
     """Makes the layer of a block, a module called `self.name`.
 
@@ -68,7 +69,7 @@ class Operator:
     """
     return None
 
-  def check(self, block: Place) -> None:
+  def check(self, block: Site) -> None:
     """Raises ValueError unless the layer can be in this block."""
 
   def adapt(
@@ -153,11 +154,11 @@ class Attention(Operator):
     least=1,
   )
 
-  def widths(self, block: Place) -> tuple[int, int]:
+  def widths(self, block: Site) -> tuple[int, int]:
     """Returns the channels of all queries and of all values together."""
     return block.width, block.width
 
-  def shared(self, block: Place, dtype: DTypeLike) -> dict[str, Any]:
+  def shared(self, block: Site, dtype: DTypeLike) -> dict[str, Any]:
     """Returns the attributes that all layers of attention have."""
     qk_features, value_features = self.widths(block)
     return dict(
@@ -169,7 +170,7 @@ class Attention(Operator):
       name=self.name,
     )
 
-  def check(self, block: Place) -> None:
+  def check(self, block: Site) -> None:
     heads = self.heads[block.stage]
     check_heads(heads, *self.widths(block), self.half_tables)
 

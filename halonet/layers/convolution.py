@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from halonet.fields import field
 from halonet.layers import layouts
-from halonet.layers.base import Operator, Place
+from halonet.layers.base import Operator, Site
 from halonet.layers.layouts import Entries, Shapes
 
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -53,7 +53,7 @@ class Convolution(Operator):
     0, "Channels per group of the 3×3 convolutions; 0: one group.", least=0
   )
 
-  def check(self, block: Place) -> None:
+  def check(self, block: Site) -> None:
     if self.group_width and block.width % self.group_width:
       raise ValueError(
         f"group_width is {self.group_width}, which does not divide"
@@ -61,7 +61,7 @@ class Convolution(Operator):
       )
 
   def layer(
-    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
   ) -> nn.Module:
     groups = block.width // (self.group_width or block.width)
     return conv(block.width, 3, block.stride, dtype, self.name, groups)

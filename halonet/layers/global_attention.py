@@ -16,7 +16,7 @@ from halonet.fields import field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Attention,
-  Place,
+  Site,
   average_pool,
   check_heads,
   position_entries,
@@ -94,7 +94,7 @@ class Global(Attention):
   )
 
   def layer(
-    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
   ) -> nn.Module:
     return GlobalAttention(size=self.global_size, **self.shared(block, dtype))
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from halonet.fields import field
 from halonet.layers.base import (
   Attention,
-  Place,
+  Site,
   check_heads,
   project,
   relative_table,
@@ -180,7 +180,7 @@ class Valued(Attention):
     " masking is our choice.",
   )
 
-  def widths(self, block: Place) -> tuple[int, int]:
+  def widths(self, block: Site) -> tuple[int, int]:
     if block.width * self.rv % 1:
       raise ValueError(
         f"rv is {self.rv}; rv times {block.width}, the width of {block.name},"
@@ -200,7 +200,7 @@ class Halo(Valued, Blocked):
   )
 
   def layer(
-    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
   ) -> nn.Module:
     return HaloAttention(
       block_size=self.block_size,

@@ -16,7 +16,7 @@ from halonet.fields import field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Attention,
-  Place,
+  Site,
   average_pool,
   check_heads,
   project,
@@ -94,16 +94,16 @@ class Lambda(Attention):
   def window(self) -> int:
     return self.lambda_window
 
-  def widths(self, block: Place) -> tuple[int, int]:
+  def widths(self, block: Site) -> tuple[int, int]:
     return self.lambda_depth * self.heads[block.stage], block.width
 
-  def check(self, block: Place) -> None:
+  def check(self, block: Site) -> None:
     super().check(block)
     if self.lambda_window % 2 == 0:
       raise ValueError(f"lambda_window is {self.lambda_window}; it must be odd")
 
   def layer(
-    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
   ) -> nn.Module:
     return LambdaLayer(
       window=self.lambda_window, norm=norm, **self.shared(block, dtype)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from halonet.fields import field
 from halonet.layers.base import (
-  Place,
+  Site,
   average_pool,
   check_heads,
   project,
@@ -177,12 +177,12 @@ class PerPixel(Valued):
   def window(self) -> int:
     return self.window_size
 
-  def check(self, block: Place) -> None:
+  def check(self, block: Site) -> None:
     check_per_pixel(self.window_size, self.position, self.content)
     super().check(block)
 
   def layer(
-    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
   ) -> nn.Module:
     return PerPixelAttention(
       window_size=self.window_size,

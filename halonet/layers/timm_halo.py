@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from halonet.fields import field
 from halonet.layers import layouts
 from halonet.layers.base import (
-  Place,
+  Site,
   average_pool,
   check_heads,
   position_entries,
@@ -108,7 +108,7 @@ class TimmHalo(Blocked):
     None, "Width of a head's queries, in place of qk_ratio.", least=1
   )
 
-  def widths(self, block: Place) -> tuple[int, int]:
+  def widths(self, block: Site) -> tuple[int, int]:
     heads = self.heads[block.stage]
     if self.qk_head_dim:
       return self.qk_head_dim * heads, block.width
@@ -121,7 +121,7 @@ class TimmHalo(Blocked):
     return 2 * self.halo_size
 
   def layer(
-    self, block: Place, norm: Callable[..., nn.Module], dtype: DTypeLike
+    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
   ) -> nn.Module:
     return TimmHaloAttention(
       block_size=self.block_size,

@@ -44,7 +44,7 @@ def blocked_local_attention(
 
   The map may have any height and width: it is padded to whole blocks, and the
   result is cropped. The logits are not scaled here; scale the query by
-  `head_dim ** -0.5` beforehand, as `halonet.models.layers.HaloAttention` does.
+  `head_dim ** -0.5` beforehand, as `halonet.layers.halo.HaloAttention` does.
 
   Args:
     query: `[batch, height, width, heads, head_dim]`.

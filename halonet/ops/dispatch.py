@@ -114,6 +114,8 @@ def choose(
         " 'auto' falls back to XLA"
       )
     form = _find(_FALLBACK)
+  if forced:  # What is forced is no news to whoever forced it.
+    return form
   where = form.kernels_for
   if where in (None, place.platform):
     _log(f"attention: {form.name}")

@@ -100,14 +100,14 @@ def _compile(config, topology):
   per_core = config.batch_size // (devices * config.accumulation_steps)
   try:
     config_lib.check_devices(config, devices)
-    report = step_cost.compile_step(config, topology, per_core_batch=per_core)
+    step = step_cost.compile_step(config, topology, per_core_batch=per_core)
   except RunError as error:
     return str(error), False
   memory = (
-    f"{report.hbm_bytes / 2**30:.2f} of {report.hbm_capacity / 2**30:.2f} GiB"
+    f"{step.hbm_bytes / 2**30:.2f} of {step.hbm_capacity / 2**30:.2f} GiB"
   )
-  time = "–" if report.seconds is None else f"{1e3 * report.seconds:.1f} ms"
-  return f"{memory}, {time}", report.fits
+  time = "–" if step.seconds is None else f"{1e3 * step.seconds:.1f} ms"
+  return f"{memory}, {time}", step.fits
 
 
 def _say(line):

@@ -85,17 +85,10 @@ def load_config(
     [f"--config.{override}" for override in overrides]
   )
   # What decides which fields there are, before their types are known.
-  deciding = given | {
-    field: fields_lib.parse(
-      text, FIELDS[field].kind if field in FIELDS else None
-    )
-    for field, text in texts.items()
-  }
-  fields = config_fields(deciding)
+  fields = config_fields(given | _parsed(texts, FIELDS))
   for field in (*given, *texts):
     if field not in fields:
-      where = f"--config.{field}" if field in texts else source
-      raise UsageError(f"{where}: {unknown('field', field, fields, 'config.')}")
+      raise UsageError(_unknown_field(field, texts, source, fields))
   config = _complete(given | _parsed(texts, fields), fields)
   if config.data.image_size is None:
     with config.data.ignore_type():

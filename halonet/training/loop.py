@@ -11,15 +11,18 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
+from halonet.chips import find_chip
+from halonet.cost.model import forward_flops
 from halonet.data import pipeline, sources
 from halonet.errors import RunError
 from halonet.parallel import batch_sharding, make_mesh
 from halonet.signals import Stopped, StopSignals
+from halonet.tasks.registry import make_task
 from halonet.training import config as config_lib
 from halonet.training import initialise, processes
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.checkpoint import Checkpoints
-from halonet.training.evaluation import evaluate
+from halonet.training.evaluation import evaluate, words
 from halonet.training.memory import peak_memory
 from halonet.training.metrics import Progress, open_writer
 from halonet.training.processes import say, together
@@ -227,7 +230,7 @@ def _train(given, task, workdir, source, data, train_split, test_split, stop):
           }
           shown = "".join(
             f"  {name} {value:.4f}"
-            for name, value in means.items()
+            for name, value in {"loss": means["loss"], **means}.items()
             if name != "gradient_norm"
           )
           line = (

@@ -7,7 +7,7 @@ import sklearn.datasets
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from halonet.data import sources
+from halonet.data import tfds_source
 
 
 def test_records_hold_every_digit_once(data_dir):
@@ -30,7 +30,7 @@ def test_records_hold_every_digit_once(data_dir):
 
 
 def test_images_are_stored_as_png(data_dir):
-  builder = sources.load_builder("digits", data_dir)
+  builder = tfds_source.load_builder("digits", data_dir)
   (file,) = builder.info.splits["test"].filepaths
   assert "tfrecord" in file.name
   record = next(iter(tf.data.TFRecordDataset(str(file))))
@@ -38,7 +38,7 @@ def test_images_are_stored_as_png(data_dir):
 
 
 def test_test_split_has_every_class_alike(data_dir):
-  builder = sources.load_builder("digits", data_dir)
+  builder = tfds_source.load_builder("digits", data_dir)
   labels = [
     int(example["label"])
     for example in builder.as_dataset(split="test").as_numpy_iterator()

@@ -12,20 +12,28 @@ import tensorflow as tf
 from halonet.data import pipeline, sources
 from halonet.errors import RunError
 from halonet.parallel import batch_sharding, make_mesh
+from halonet.tasks.classification import Classification
 
 TRAIN_SIZE, TEST_SIZE = 1347, 450
 
 
+def opened(config):
+  """Opens both splits of a config."""
+  source = sources.open_source(config.data, Classification.needs)
+  return (
+    source.split("train_split", config.data.train_split),
+    source.split("test_split", config.data.test_split),
+  )
+
+
 @pytest.fixture
 def digits(small_config):
-  source = sources.open_source(small_config().data)
-  return source.split("train_split", "train")
+  return opened(small_config())[0]
 
 
 @pytest.fixture
 def digits_test(small_config):
-  source = sources.open_source(small_config().data)
-  return source.split("test_split", "test")
+  return opened(small_config())[1]
 
 
 @pytest.fixture
@@ -42,9 +50,17 @@ def photo_config(small_config, photos):
   return make
 
 
+def task(config):
+  return Classification(config, {"labels": list("0123456789")})
+
+
 def take(split, config, count, start=0):
-  batches = pipeline.train_batches(split, config, start=start)
+  batches = pipeline.train_batches(split, config, task(config), start=start)
   return list(itertools.islice(batches, count))
+
+
+def evaluated(split, config):
+  return list(pipeline.test_batches(split, config, task(config)))
 
 
 def flat(batches):
@@ -70,7 +86,7 @@ def test_batches_have_their_shapes(digits, small_config):
 def test_an_epoch_holds_every_image_once(digits, small_config):
   config = small_config("data.crop_area=1", "data.shuffle_buffer=100")
   images = flat(take(digits, config, 22))  # Two epochs and a bit.
-  expected = flat(pipeline.test_batches(digits, config))
+  expected = flat(evaluated(digits, config))
   expected = collections.Counter(names(expected[:TRAIN_SIZE]))
   for epoch in range(2):
     part = images[epoch * TRAIN_SIZE : (epoch + 1) * TRAIN_SIZE]
@@ -104,10 +120,9 @@ def test_seed_decides_order_and_augmentation(digits, small_config):
 
 def test_an_image_is_augmented_anew_in_every_epoch(small_config):
   config = small_config("data.train_split=train[:1]", "batch_size=1")
-  source = sources.open_source(config.data)
-  split = source.split("train_split", "train[:1]")
-  # Of an image of 8×8 pixels there are only so many crops.
-  assert len(set(names(flat(take(split, config, 12))))) >= 5
+  images = flat(take(opened(config)[0], config, 12))
+  # An image of 8×8 pixels has only so many crops.
+  assert len(set(names(images))) >= 5
 
 
 def test_mixing_is_drawn_for_pairs(digits, small_config):
@@ -129,7 +144,7 @@ def test_images_may_be_bfloat16(digits, small_config):
   np.testing.assert_array_equal(
     batch["image"], exact["image"].astype(jax.numpy.bfloat16)
   )
-  test = next(pipeline.test_batches(digits, config))
+  test = evaluated(digits, config)[0]
   assert test["image"].dtype == jax.numpy.bfloat16
 
 
@@ -141,16 +156,13 @@ def test_evaluation_counts_every_image_once(
   digits_test, small_config, batch_size
 ):
   config = small_config(f"batch_size={batch_size}")
-  batches = list(pipeline.test_batches(digits_test, config))
+  batches = evaluated(digits_test, config)
   assert {len(batch["label"]) for batch in batches} == {batch_size}
   weight = np.concatenate([batch["weight"] for batch in batches])
   assert weight.sum() == TEST_SIZE and set(weight) <= {0.0, 1.0}
   labels = np.concatenate([batch["label"] for batch in batches])
-  builder = sources.load_builder("digits", config.data.data_dir)
-  expected = [
-    int(example["label"])
-    for example in builder.as_dataset(split="test").as_numpy_iterator()
-  ]
+  expected = digits_test.read(0, 0, TEST_SIZE).as_numpy_iterator()
+  expected = [int(example["label"]) for example in expected]
   assert labels[weight == 1].tolist() == expected
 
 
@@ -159,14 +171,14 @@ def test_processes_share_out_the_evaluation(
   digits_test, small_config, processes, count
 ):
   config = small_config("batch_size=96")
-  whole = pipeline.test_batches(digits_test, config)
+  whole = evaluated(digits_test, config)
   expected = np.concatenate(
     [batch["image"][batch["weight"] == 1] for batch in whole]
   )
   parts, lengths = [], []
   for index in range(count):
     processes(index, count)
-    batches = list(pipeline.test_batches(digits_test, config))
+    batches = evaluated(digits_test, config)
     lengths.append(len(batches))
     parts += [batch["image"][batch["weight"] == 1] for batch in batches]
   assert len(set(lengths)) == 1
@@ -178,15 +190,22 @@ def test_processes_share_out_the_evaluation(
 
 def test_a_folder_takes_the_same_path(photo_config):
   config = photo_config("data.image_size=32")
-  source = sources.open_source(config.data)
-  split = source.split("train_split", "train")
+  split, test = opened(config)
   batches = take(split, config, 9)
   assert {batch["image"].shape for batch in batches} == {(8, 32, 32, 3)}
   labels = np.concatenate([batch["label"] for batch in batches])
   assert collections.Counter(labels[:37]) == {0: 19, 1: 18}
-  test = source.split("test_split", "val")
-  weights = [batch["weight"] for batch in pipeline.test_batches(test, config)]
+  weights = [batch["weight"] for batch in evaluated(test, config)]
   assert np.concatenate(weights).sum() == 11
+
+
+def test_a_missing_file_is_named(photo_config, photos, tmp_path):
+  shutil.copytree(photos, tmp_path / "photos")
+  config = photo_config(f"data.data_dir={tmp_path / 'photos'}")
+  train, _ = opened(config)
+  (tmp_path / "photos/train/flower/007.JPEG").unlink()
+  with pytest.raises(RunError, match=r"train/flower/007.JPEG cannot be read"):
+    take(train, config, 5)
 
 
 @pytest.fixture
@@ -199,12 +218,7 @@ def damaged(photo_config, photos, tmp_path):
 
   def make(*overrides):
     config = photo_config(f"data.data_dir={tmp_path / 'photos'}", *overrides)
-    source = sources.open_source(config.data)
-    return (
-      config,
-      source.split("train_split", "train"),
-      source.split("test_split", "val"),
-    )
+    return config, *opened(config)
 
   return make
 
@@ -214,7 +228,7 @@ def test_a_corrupt_image_is_named(damaged):
   with pytest.raises(RunError, match=r"train/flower/007.JPEG cannot be dec"):
     take(train, config, 5)
   with pytest.raises(RunError, match=r"val/china/002.JPEG.*skip_corrupt=true"):
-    list(pipeline.test_batches(test, config))
+    evaluated(test, config)
 
 
 def test_a_corrupt_image_is_counted_and_skipped(damaged, photo_config):
@@ -224,24 +238,22 @@ def test_a_corrupt_image_is_counted_and_skipped(damaged, photo_config):
   assert (weight == 0).sum() == 1
   # The others are where they would be without it.
   config = photo_config()
-  split = sources.open_source(config.data).split("train_split", "train")
-  expected, actual = flat(take(split, config, 9)), flat(batches)
+  expected = flat(take(opened(config)[0], config, 9))
+  actual = flat(batches)
   np.testing.assert_array_equal(
     actual[:37][weight == 1], expected[:37][weight == 1]
   )
   blank = actual[:37][weight == 0]
   assert (blank == blank[:, :1, :1]).all()  # Of one colour.
-  tested = list(
-    pipeline.test_batches(test, damaged("data.skip_corrupt=true")[0])
-  )
-  assert sum(batch["skipped"].sum() for batch in tested) == 1
-  assert sum(batch["weight"].sum() for batch in tested) == 10
+  batches = evaluated(test, damaged("data.skip_corrupt=true")[0])
+  assert sum(batch["skipped"].sum() for batch in batches) == 1
+  assert sum(batch["weight"].sum() for batch in batches) == 10
 
 
 def test_a_corrupt_record_is_named(small_config, data_dir, tmp_path):
   shutil.copytree(f"{data_dir}/digits", tmp_path / "digits")
   config = small_config(f"data.data_dir={tmp_path}")
-  split = sources.open_source(config.data).split("train_split", "train")
+  split, _ = opened(config)
   path = str(split.files[0])
   records = list(tf.data.TFRecordDataset(path).as_numpy_iterator())
   records[10] = records[10].replace(b"\x89PNG", b"\x89GNP")
@@ -265,7 +277,7 @@ def test_a_corrupt_record_is_named(small_config, data_dir, tmp_path):
 def test_on_device_splits_over_the_mesh(digits, small_config):
   config = small_config()
   mesh = make_mesh()
-  batches = pipeline.train_batches(digits, config)
+  batches = pipeline.train_batches(digits, config, task(config))
   moved = next(pipeline.on_device(batches, batch_sharding(mesh)))
   assert moved["image"].shape == (128, 16, 16, 3)
   assert len(moved["image"].sharding.device_set) == 8
@@ -275,6 +287,6 @@ def test_on_device_splits_over_the_mesh(digits, small_config):
 
 
 def test_on_device_ends_with_its_input(digits_test, small_config):
-  batches = pipeline.test_batches(digits_test, small_config())
+  batches = iter(evaluated(digits_test, small_config()))
   moved = list(pipeline.on_device(batches, batch_sharding(make_mesh())))
   assert len(moved) == 4

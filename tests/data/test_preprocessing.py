@@ -1,6 +1,5 @@
 """Preprocessing against Pillow on photographs, and by its invariants."""
 
-import functools
 import io
 
 import ml_collections
@@ -11,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from halonet.data import order, pipeline, preprocessing, sources
-from halonet.training.config import default_config
+from halonet.tasks.classification import Classification
 
 # A window in the middle of nowhere: row, column, height, width.
 WINDOW = (32, 48, 200, 304)
@@ -94,7 +93,7 @@ def pillow_crop(image, window):
 )
 def test_windows_of_every_format_are_pillows(real, kind, mode, options):
   encoded = encode(real.convert(mode), kind, **options)
-  actual = preprocessing.decode_crop(encoded, constant(WINDOW))
+  actual, _ = preprocessing.decode_crop(encoded, constant(WINDOW))
   assert actual.dtype == tf.uint8
   expected = pillow_crop(reopened(encoded), WINDOW)
   # Both decode JPEGs by libjpeg-turbo, with the same accurate DCT. At a
@@ -105,7 +104,7 @@ def test_windows_of_every_format_are_pillows(real, kind, mode, options):
 
 def test_cmyk_has_the_colours_of_the_original(real):
   encoded = encode(real.convert("CMYK"), "JPEG", quality=95)
-  actual = preprocessing.decode_crop(encoded, constant(WINDOW))
+  actual, _ = preprocessing.decode_crop(encoded, constant(WINDOW))
   expected = np.asarray(pillow_crop(real, WINDOW), np.float32)
   # JPEG's own loss; inverted colours would differ by some 100.
   assert abs(actual.numpy() - expected).mean() < 4
@@ -118,7 +117,7 @@ def test_sixteen_bits_keep_the_upper_eight():
 
 
 def test_grey_becomes_three_equal_channels():
-  actual = preprocessing.test_image(encode(photograph(mode="L")), data())
+  actual, _ = preprocessing.test_image(encode(photograph(mode="L")), data())
   assert actual.shape == (24, 24, 3)
   np.testing.assert_array_equal(actual[..., 0], actual[..., 2])
 
@@ -126,7 +125,10 @@ def test_grey_becomes_three_equal_channels():
 @pytest.mark.parametrize("least_size, ratio", [(101, 1), (100, 2), (25, 8)])
 def test_a_window_is_reduced_as_far_as_it_may(real, least_size, ratio):
   encoded = encode(real, "JPEG")
-  reduced = preprocessing.decode_crop(encoded, constant(WINDOW), least_size)
+  reduced, geometry = preprocessing.decode_crop(
+    encoded, constant(WINDOW), least_size
+  )
+  assert (geometry.window == WINDOW).numpy().all()
   assert reduced.shape == (200 // ratio, 304 // ratio, 3)
   # Means of blocks are another filter than the lower frequencies of a block: a
   # few levels. A window off by one reduced pixel would show several times that.
@@ -154,7 +156,7 @@ def test_a_corrupt_image_is_an_error(real):
 @pytest.mark.parametrize("size", [24, 100])
 def test_test_image_is_the_resized_central_square(size):
   image = photograph()
-  actual = preprocessing.test_image(encode(image), data(image_size=size))
+  actual, _ = preprocessing.test_image(encode(image), data(image_size=size))
   assert actual.dtype == tf.uint8
   expected = squeezed(image.crop((15, 0, 75, 60)), size)
   # Pillow rounds after rows and after columns.
@@ -167,7 +169,8 @@ def test_test_image_is_the_resized_central_square(size):
 def test_crop_fraction_and_interpolation(real, kind, interpolation):
   encoded = encode(real, kind)
   config = data(crop_fraction=0.875, interpolation=interpolation, image_size=96)
-  actual = tf.cast(preprocessing.test_image(encoded, config), tf.float32)
+  actual, _ = preprocessing.test_image(encoded, config)
+  actual = tf.cast(actual, tf.float32)
   # 0.875 of 427 pixels are 373.6.
   square = pillow_crop(reopened(encoded), (26, 133, 374, 374))
   expected = squeezed(square, 96, interpolation.upper())
@@ -198,8 +201,8 @@ def test_whole_image_is_used_without_crops():
   image = photograph(60, 60)
   seed = tf.constant([0, 1])
   np.testing.assert_array_equal(
-    preprocessing.train_image(encode(image), data(), seed),
-    preprocessing.test_image(encode(image), data()),
+    preprocessing.train_image(encode(image), data(), seed)[0],
+    preprocessing.test_image(encode(image), data())[0],
   )
 
 
@@ -247,11 +250,9 @@ def test_random_crop_is_pillows_of_the_same_window(real, kind):
   upwards = 0
   for number in range(12):
     seed = tf.constant([3, number])
-    actual = preprocessing.train_image(encoded, config, seed)
+    actual, geometry = preprocessing.train_image(encoded, config, seed)
     assert actual.dtype == tf.uint8
-    window = preprocessing.random_window(
-      427, 640, least_area=0.1, seed=tf.random.split(seed, 4)[0]
-    ).numpy()
+    window = geometry.window.numpy()
     expected = squeezed(pillow_crop(image, window), 200)
     difference = abs(actual.numpy() - expected)
     if max(window[2:]) <= 200:
@@ -286,15 +287,15 @@ def test_downwards_the_resize_is_the_mean_over_areas(real):
 
 def test_flips_half_of_the_images():
   encoded = encode(photograph(60, 60))
-  plain = preprocessing.test_image(encoded, data()).numpy()
+  plain = preprocessing.test_image(encoded, data())[0].numpy()
   flipped = 0
   for number in range(100):
     seed = tf.constant([3, number])
-    image = preprocessing.train_image(encoded, data(flip=True), seed).numpy()
-    is_flipped = not np.array_equal(image, plain)
-    if is_flipped:
-      np.testing.assert_array_equal(image, plain[:, ::-1])
-    flipped += is_flipped
+    image, (_, _, flip) = preprocessing.train_image(
+      encoded, data(flip=True), seed
+    )
+    np.testing.assert_array_equal(image, plain[:, ::-1] if flip else plain)
+    flipped += int(flip)
   assert 30 <= flipped <= 70
 
 
@@ -302,40 +303,72 @@ def test_only_the_seed_decides(real):
   encoded = encode(real, "JPEG")
   config = data(crop_area=0.3, flip=True)
   image = tf.function(
-    functools.partial(preprocessing.train_image, encoded, config)
+    lambda seed: preprocessing.train_image(encoded, config, seed)[0]
   )
-  first = image(seed=tf.constant([5, 6])).numpy()
-  other = image(seed=tf.constant([5, 7])).numpy()
-  again = image(seed=tf.constant([5, 6])).numpy()
+  first, other, again = (
+    image(tf.constant([5, number])).numpy() for number in (6, 7, 6)
+  )
   np.testing.assert_array_equal(first, again)
   assert abs(first.astype(float) - other).mean() > 3
 
 
-def test_everything_together_through_the_training_stream(real):
+def test_a_box_is_where_the_geometry_says(real):
+  """A rectangle drawn into a photograph, in crops that show all of it."""
+  left, top, right, bottom = 180, 110, 330, 290
+  marked = real.copy()
+  marked.paste((255, 0, 255), (left, top, right, bottom))
+  box = np.array([top, left, bottom, right]) / (427, 640, 427, 640)
+  seen = set()
+  for kind in ("JPEG", "PNG"):
+    encoded = encode(marked, kind, quality=95)
+    for number in range(40):
+      config = data(image_size=160, crop_area=0.4, flip=True)
+      image, geometry = preprocessing.train_image(
+        encoded, config, tf.constant([8, number])
+      )
+      assert geometry.size.numpy().tolist() == [427, 640]
+      mapped = preprocessing.map_boxes(tf.constant(box, tf.float32), geometry)
+      if min(mapped) < 0.02 or max(mapped) > 0.98:
+        continue
+      red, green, blue = (image.numpy()[..., i].astype(int) for i in range(3))
+      drawn = (red > 200) & (green < 60) & (blue > 200)
+      rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
+      actual = [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
+      np.testing.assert_allclose(actual, mapped.numpy() * 160, atol=2.5)
+      seen.add((kind, bool(geometry.flip)))
+  assert len(seen) == 4
+
+
+def test_boxes_of_the_centre_and_of_the_whole():
+  encoded = encode(photograph(90, 60))
+  _, geometry = preprocessing.test_image(encoded, data())
+  whole = preprocessing.map_boxes(tf.constant([[0.0, 0, 1, 1]]), geometry)
+  np.testing.assert_allclose(whole, [[0, -0.25, 1, 1.25]], atol=1e-6)
+  _, geometry = preprocessing.train_image(encoded, data(), tf.constant([0, 0]))
+  np.testing.assert_array_equal(geometry.window, [0, 0, 60, 90])
+
+
+def test_everything_together_through_the_training_stream(real, small_config):
   """Augmented and erased images are those of `train_image`, in bfloat16."""
-  config = default_config()
-  config.batch_size = 4
-  config.data.update(
-    image_size=48,
-    randaugment_layers=2,
-    random_erasing=1.0,
-    image_dtype="bfloat16",
+  config = small_config(
+    "batch_size=4",
+    "data.image_size=48",
+    "data.randaugment_layers=2",
+    "data.random_erasing=1.0",
+    "data.image_dtype=bfloat16",
   )
   encoded = encode(real, "JPEG")
-
-  def read(shard, skip, take):
-    example = {"image": encoded, "label": shard}
-    return tf.data.Dataset.from_tensors(example).skip(skip).take(take)
-
-  files = np.array([f"{number}.JPEG" for number in range(6)])
-  zeros, ones = np.zeros(6, np.int64), np.ones(6, np.int64)
-  split = sources.Split(files, zeros, ones, read)
-  batch = next(pipeline.train_batches(split, config))
+  split = sources.Split.of_files(
+    [f"{number}.JPEG" for number in range(6)],
+    lambda shard: {"image": encoded, "label": shard},
+  )
+  task = Classification(config, {"labels": list("012345")})
+  batch = next(pipeline.train_batches(split, config, task))
   assert batch["image"].shape == (4, 48, 48, 3)
   for image, number in zip(batch["image"], batch["label"], strict=True):
     epoch, number = tf.constant(0, tf.int64), tf.constant(number, tf.int64)
     seed = order.example_seed(config.seed, epoch, number)
-    pixels = preprocessing.train_image(encoded, config.data, seed)
+    pixels, _ = preprocessing.train_image(encoded, config.data, seed)
     expected = (pixels.numpy() / 255 - config.data.mean) / config.data.std
-    # Numbers of bfloat16 are 1/256 apart, of their size.
+    # bfloat16 has eight significant bits.
     np.testing.assert_allclose(image.astype(float), expected, rtol=1 / 256)

@@ -28,10 +28,15 @@ class Turned(sources.Source):
     )
 
 
-def test_a_source_from_outside_is_known_by_its_name(monkeypatch, data_dir):
-  monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
+@pytest.fixture
+def outside():
+  yield
+  sources.SOURCES.pop("turned", None)
+
+
+def test_a_source_from_outside_is_known_by_its_name(outside, data_dir):
   sources.register("turned", Turned)
-  sources.register("turned", Turned)  # A module may be imported twice.
+  sources.register("turned", Turned)  # As a module that is imported twice does.
   with pytest.raises(ValueError, match="there is a source 'turned' already"):
     sources.register("turned", sources.Source)
   data = ml_collections.ConfigDict({"name": "turned"})
@@ -70,7 +75,7 @@ def test_classes_are_known_of_data_that_are_not_here(tmp_path):
   data = ml_collections.ConfigDict(
     dict(name="cifar10", data_dir=str(tmp_path), train_split="train")
   )
-  assert sources.describe(data, NEEDS).classes["label"][2] == "bird"
+  assert len(sources.describe(data, NEEDS).classes["label"]) == 10
   assert not list(tmp_path.iterdir())
   data.name = "folder"
   with pytest.raises(UsageError, match="train_split: there is no folder"):

@@ -27,6 +27,8 @@ CASES = (
   ("eca_halonext26ts", (256, 512), {}, {}),
   ("halo2botnet50ts_256", (256, 256), {}, {}),
   ("halo2botnet50ts_256", (512, 512), {"global_size": 16}, {"img_size": 512}),
+  ("lamhalobotnet50ts_256", (256, 256), {}, {}),
+  ("lamhalobotnet50ts_256", (512, 512), {"global_size": 16}, {"img_size": 512}),
   ("haloregnetz_b", (224, 224), {}, {}),
   ("haloregnetz_b", (448, 224), {}, {}),
 )

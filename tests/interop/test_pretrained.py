@@ -154,7 +154,7 @@ def test_published_models_are_in_the_registry():
   assert len(set(pretrained.imagenet_classes())) == 1000
   for name, published in pretrained.PRETRAINED.items():
     assert get_entry(name).image_size == published.preprocessing.image_size
-    assert halonet.create_model(name).spec.timm
+    assert halonet.create_model(name).spec.bottleneck.timm
 
 
 def test_top_five_by_name(run_main, weights, tmp_path):

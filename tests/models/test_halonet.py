@@ -10,7 +10,7 @@ import pytest
 
 import halonet
 from halonet.models import registry
-from halonet.models.network import Network
+from halonet.models.resnet import ResNet
 
 # Exact, from the specification counted by hand; in millions they round to the
 # counts of Table 2 (H3's published 12.3 is a slip for its published d_f).
@@ -87,6 +87,7 @@ OTHERS = {
   "eca_halonext26ts": 10_756_885,
   "halo2botnet50ts_256": 22_635_360,
   "haloregnetz_b": 11_680_072,
+  "lamhalobotnet50ts_256": 22_569_824,
 }
 
 
@@ -140,12 +141,13 @@ def test_halo_backbones_differ_in_three_layers(name, block_size):
 @pytest.mark.parametrize("stem", ["conv7", "conv3", "tiered", "patch4"])
 @pytest.mark.parametrize("stem_pool", [True, False])
 def test_strides_follow_from_the_stem(stem, stem_pool):
-  if stem == "patch4" and stem_pool:
-    return  # A patch has no pool behind it.
+  if stem == "patch4" and not stem_pool:
+    return  # It never has a pool.
+  pool = {} if stem == "patch4" else {"stem_pool": stem_pool}
   model = halonet.create_model(
     "halonet_h1",
     stem=stem,
-    stem_pool=stem_pool,
+    **pool,
     base_width=8,
     depths=(1, 1),
     heads=(2, 2),
@@ -231,17 +233,20 @@ def test_h7_at_600_has_odd_maps():
   assert sides == [150, 75, 38, 19]
 
 
+NARROW = dict(
+  name="halonet_h3",
+  base_width=8,
+  depths=(1, 2, 1, 1),
+  heads=(1, 2, 4, 4),
+  df=24,
+  num_classes=7,
+)
+
+
 @pytest.fixture(scope="module")
 def narrow():
   """A narrow H3, with d_f, and its variables, not at their initial values."""
-  model = halonet.create_model(
-    "halonet_h3",
-    base_width=8,
-    depths=(1, 2, 1, 1),
-    heads=(1, 2, 4, 4),
-    df=24,
-    num_classes=7,
-  )
+  model = halonet.create_model(**NARROW)
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
   rng = np.random.default_rng(0)
   variables = jax.tree.map(
@@ -282,7 +287,7 @@ def test_bfloat16_is_near_float32(narrow):
   images = jnp.asarray(images, jnp.float32)
   exact = jax.jit(model.apply)(variables, images)
   rounded = jax.jit(
-    Network(dataclasses.replace(model.spec, dtype="bfloat16")).apply
+    ResNet(dataclasses.replace(model.spec, dtype="bfloat16")).apply
   )(variables, images)
   assert rounded.dtype == jnp.float32
   # Five blocks of about ten roundings of 2⁻⁹ each.
@@ -361,7 +366,7 @@ def test_lists_are_taken_for_tuples():
 def test_attention_options_reach_the_attention(narrow, change):
   model, variables = narrow
   images = jax.random.normal(jax.random.key(0), (1, 70, 51, 3))
-  changed = Network(dataclasses.replace(model.spec, **change))
+  changed = halonet.create_model(**NARROW, **change)
   before, after = (
     jax.jit(m.apply)(variables, images) for m in (model, changed)
   )
@@ -375,7 +380,7 @@ def test_blocks_start_as_the_identity():
   variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
   scale = variables["params"]["stage1_block2"]["expand_norm"]["scale"]
   assert (scale == 0).all()
-  model = Network(dataclasses.replace(model.spec, zero_init_residual=False))
+  model = ResNet(dataclasses.replace(model.spec, zero_init_residual=False))
   variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
   scale = variables["params"]["stage1_block2"]["expand_norm"]["scale"]
   assert (scale == 1).all()
@@ -395,26 +400,30 @@ def test_blocks_start_as_the_identity():
     (dict(rb=-1.0), "rb is -1.0"),
     (dict(df=0), "df is 0"),
     (dict(num_classes=0), "num_classes is 0"),
-    (dict(dtype="float8"), "dtype is 'float8'"),
+    (dict(dtype="float8"), "dtype: there is no value float8"),
     (dict(block_size=2.5), "block_size is 2.5; it must be a whole number"),
     (dict(block_size="8"), "block_size is '8'"),
     (dict(depths=2), "depths is 2; it must be a tuple"),
     (dict(mask_padding=1), "mask_padding is 1; it must be true or false"),
-    (dict(rb=float("inf")), "rb is inf; it must be finite"),
-    (dict(stem="conv9"), "stem is 'conv9'"),
+    (dict(rb=float("inf")), "rb is inf; it must be a finite number"),
+    (dict(stem="conv9"), "stem: there is no value conv9"),
     (dict(stem="tiered", base_width=4), "base_width is 4; the tiered stem"),
-    (dict(out_widths=(8, 8, 0, 8)), "out_widths is"),
-    (dict(qk_ratio=0.01, heads=(16, 8, 8, 8)), "heads is 16, which does not"),
-    (dict(operators=("x",)), "operators is .*of the letters c, h, p, g"),
+    (dict(block_type="timm", out_widths=(8, 8, 0, 8)), "out_widths is"),
+    (dict(block_type="timm", out_widths=(8,)), "one entry per stage"),
+    (
+      dict(operators=("timm_halo",), qk_ratio=0.01, heads=(16, 8, 8, 8)),
+      "heads is 16, which does not",
+    ),
+    (dict(operators=("h",)), "there is no operator h; .*known: conv, global"),
     (dict(operators=()), "operators is"),
-    (dict(operators=("c", "")), "operators is"),
-    (dict(operators=("c",), group_width=7), "group_width is 7"),
-    (dict(out_widths=(8,)), "out_widths is"),
+    (dict(operators=("conv", "")), "there is no operator ;"),
+    (dict(operators=("conv",), group_width=7), "group_width is 7"),
+    (dict(operators=("lambda",), lambda_window=4), "4; it must be odd"),
     (dict(drop_path=1.0), "drop_path is 1.0"),
     (dict(dropout=-0.1), "dropout is -0.1"),
     (dict(batch_norm_group=-1), "batch_norm_group is -1"),
     (dict(batch_norm_momentum=1.0), "batch_norm_momentum is 1.0"),
-    (dict(remat="all"), "remat is 'all'; it must be one of .*'block'"),
+    (dict(remat="all"), "remat: there is no value all; .*block"),
   ],
 )
 def test_impossible_models_are_refused(overrides, message):

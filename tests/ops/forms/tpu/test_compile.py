@@ -13,8 +13,8 @@ PROGRAM = """
 import json, sys
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
-from halonet.models.layers import HaloAttention
-from halonet.models.per_pixel import PerPixelAttention
+from halonet.layers.halo import HaloAttention
+from halonet.layers.per_pixel import PerPixelAttention
 from halonet.parallel import batch_sharding, make_mesh, replicated
 
 name, options, fields = map(json.loads, sys.argv[1:4])

@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 from hypothesis import strategies as st
 
-from halonet.models.normalization import BatchNorm
+from halonet.layers.normalization import BatchNorm
 
 EPSILON = 1e-5
 

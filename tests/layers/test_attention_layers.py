@@ -1,17 +1,14 @@
-"""The attention layer against the float64 reference and its own promises."""
+"""Attention layers against their formulas."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halonet.models.layers import (
-  EfficientChannelAttention,
-  GlobalAttention,
-  HaloAttention,
-  SqueezeExcite,
-)
-from halonet.ops.attention import global_attention
+from halonet.layers.global_attention import GlobalAttention
+from halonet.layers.halo import HaloAttention
+from halonet.layers.per_pixel import PerPixelAttention, sinusoids
+from halonet.ops.attention import global_attention, per_pixel_attention
 from tests.ops import reference
 
 
@@ -68,7 +65,7 @@ def test_projections_start_like_one_matrix():
   np.testing.assert_allclose(deviation, 256**-0.5, rtol=0.03)
 
 
-def test_weights_are_there_for_who_asks():
+def test_weights_and_geometry_are_stored_on_demand():
   layer = HaloAttention(heads=2, block_size=4, halo_size=1, stride=2)
   x = jnp.ones((1, 5, 6, 8))
   variables = layer.init(jax.random.key(0), x)
@@ -77,6 +74,8 @@ def test_weights_are_there_for_who_asks():
   (weights,) = collections["attention"]["weights"]
   assert weights.shape == (1, 2, 2, 2, 2, 2, 6, 6)
   np.testing.assert_allclose(weights.sum((-1, -2)), 1.0, rtol=1e-5)
+  (geometry,) = collections["attention"]["geometry"]
+  assert geometry.tolist() == [5, 6, 4, 1, 2]
 
 
 def test_global_attention_resizes_its_tables():
@@ -112,33 +111,6 @@ def test_resized_tables_are_interpolated_about_their_middle():
   np.testing.assert_allclose(actual, expected[..., 0, :], rtol=1e-4, atol=1e-5)
 
 
-def test_squeeze_excite_is_its_formula():
-  layer = SqueezeExcite(ratio=1 / 4)
-  x = np.random.default_rng(0).normal(size=(2, 3, 5, 64)).astype(np.float32)
-  variables = layer.init(jax.random.key(0), jnp.asarray(x))
-  p = jax.tree.map(np.asarray, variables["params"])
-  hidden = x.mean((1, 2)) @ p["reduce"]["kernel"] + p["reduce"]["bias"]
-  gate = np.maximum(hidden, 0) @ p["expand"]["kernel"] + p["expand"]["bias"]
-  expected = x / (1 + np.exp(-gate))[:, None, None]
-  actual = layer.apply(variables, jnp.asarray(x))
-  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("channels, size", [(16, 3), (64, 3), (256, 5)])
-def test_efficient_channel_attention_is_its_formula(channels, size):
-  layer = EfficientChannelAttention()
-  x = np.random.default_rng(0).normal(size=(2, 3, 5, channels))
-  x = x.astype(np.float32)
-  variables = layer.init(jax.random.key(0), jnp.asarray(x))
-  kernel = np.asarray(variables["params"]["conv"]["kernel"])[:, 0, 0]
-  assert kernel.shape == (size,)
-  padded = np.pad(x.mean((1, 2)), [(0, 0), (size // 2, size // 2)])
-  gate = sum(kernel[i] * padded[:, i : i + channels] for i in range(size))
-  expected = x / (1 + np.exp(-gate))[:, None, None]
-  actual = layer.apply(variables, jnp.asarray(x))
-  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize(
   "fields, message",
   [
@@ -152,3 +124,84 @@ def test_widths_must_split_over_heads(fields, message):
   layer = HaloAttention(**dict(heads=2, block_size=4, halo_size=1) | fields)
   with pytest.raises(ValueError, match=message):
     layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 8)))
+
+
+def test_the_layer_is_projections_attention_and_a_pool():
+  layer = PerPixelAttention(
+    heads=2, window_size=3, qk_features=8, value_features=12, stride=2
+  )
+  x = jax.random.normal(jax.random.key(0), (2, 7, 6, 10))
+  variables = layer.init(jax.random.key(1), x)
+  params = variables["params"]
+  shapes = jax.tree.map(jnp.shape, params)
+  assert shapes == {
+    "query": {"kernel": (10, 2, 4)},
+    "key": {"kernel": (10, 2, 4)},
+    "value": {"kernel": (10, 2, 6)},
+    "relative_height": (3, 2),
+    "relative_width": (3, 2),
+  }
+  query, key, value = (
+    jnp.einsum("byxc,cnd->byxnd", x, params[name]["kernel"])
+    for name in ("query", "key", "value")
+  )
+  attended = per_pixel_attention(
+    query / 2,
+    key,
+    value,
+    params["relative_height"],
+    params["relative_width"],
+    window_size=3,
+  ).reshape(2, 7, 6, 12)
+  expected = np.zeros((2, 4, 3, 12))
+  for row in range(4):
+    for col in range(3):
+      square = attended[:, 2 * row : 2 * row + 2, 2 * col : 2 * col + 2]
+      expected[:, row, col] = square.mean(axis=(1, 2))
+  np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
+
+
+def test_absolute_positions_are_added_to_the_input():
+  absolute = PerPixelAttention(heads=2, window_size=3, position="absolute")
+  bare = PerPixelAttention(heads=2, window_size=3, position="none")
+  x = jax.random.normal(jax.random.key(0), (1, 7, 6, 8))
+  variables = absolute.init(jax.random.key(1), x)
+  output = absolute.apply(variables, x)
+  np.testing.assert_allclose(
+    output, bare.apply(variables, x + sinusoids(7, 6, 8)), atol=1e-6
+  )
+  assert np.abs(output - bare.apply(variables, x)).max() > 0.1
+
+
+def test_sinusoids_tell_all_pixels_apart():
+  table = np.asarray(sinusoids(9, 11, 16)).reshape(99, 16)
+  apart = np.linalg.norm(table[:, None] - table, axis=-1)
+  assert (apart + 10 * np.eye(99)).min() > 0.1
+  # Rows in the first half of the channels, columns in the second.
+  np.testing.assert_array_equal(
+    sinusoids(9, 11, 16)[3, :, :8],
+    sinusoids(9, 11, 16)[3, :1, :8].repeat(11, 0),
+  )
+  np.testing.assert_allclose(
+    sinusoids(2, 2, 8)[1, 0, :4],
+    [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)],
+    rtol=1e-6,
+  )
+
+
+@pytest.mark.parametrize(
+  "layer, words",
+  [
+    (PerPixelAttention(2, 3.5), "window_size is 3.5; it must be a whole"),
+    (PerPixelAttention(2, 3, position="polar"), "position is 'polar'"),
+    (
+      PerPixelAttention(2, 3, content=False, position="none"),
+      "nothing is left",
+    ),
+    (PerPixelAttention(2, 3, stride=0), "stride is 0; it must be a whole"),
+    (PerPixelAttention(2, 3, qk_features=0), "qk_features is 0"),
+  ],
+)
+def test_impossible_layers_are_named(layer, words):
+  with pytest.raises(ValueError, match=words):
+    layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))
