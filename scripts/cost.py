@@ -249,12 +249,12 @@ def _model(arguments, rest):
 
 
 def _setting(arguments):
-  from halonet.cost.table1 import Setting
+  from halonet.cost.table1 import LayerSetting
 
-  return Setting(
+  return LayerSetting(
     **{
       field.name: getattr(arguments, field.name)
-      for field in dataclasses.fields(Setting)
+      for field in dataclasses.fields(LayerSetting)
     }
   )
 

@@ -24,7 +24,7 @@ IMAGE_SIDES = (128, 192, 256, 384, 512, 768, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class Measurement:
   """A layer at one size.
 
   Attributes:
@@ -47,11 +47,11 @@ class Point:
 
 
 def measure(
-  setting: table1.Setting,
+  setting: table1.LayerSetting,
   stride: int,
   image_sides: Sequence[int] = IMAGE_SIDES,
   seconds: float = 1.0,
-) -> Iterator[Point]:
+) -> Iterator[Measurement]:
   """Measures every method at every size, one point after another.
 
   Args:
@@ -76,7 +76,7 @@ def measure(
         taken = None
         if held <= spare:
           taken = _time(compiled, shapes, seconds) / images
-      yield Point(method, image_side, side, images, held / images, taken)
+      yield Measurement(method, image_side, side, images, held / images, taken)
 
 
 def _time(compiled, shapes, seconds):
@@ -94,7 +94,7 @@ def _time(compiled, shapes, seconds):
   return min(times)
 
 
-def slope(points: Sequence[Point], quantity: str) -> float:
+def slope(points: Sequence[Measurement], quantity: str) -> float:
   """The power of the map's pixels with which a quantity grows.
 
   By least squares on the logarithms: 1 is linear in height × width, 2
@@ -122,8 +122,8 @@ _STYLES = {
 
 
 def draw(
-  points: Sequence[Point],
-  setting: table1.Setting,
+  points: Sequence[Measurement],
+  setting: table1.LayerSetting,
   stride: int,
   path: pathlib.Path,
 ) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from halonet.cost.model import Counts
-from halonet.cost.table1 import MethodCost, Setting
+from halonet.cost.table1 import LayerSetting, MethodCost
 
 # Memory of one tensor, receptive field, FLOPs per pixel.
 _FORMULAS = {
@@ -14,7 +14,9 @@ _FORMULAS = {
 }
 
 
-def describe_attention(setting: Setting, rows: Sequence[MethodCost]) -> str:
+def describe_attention(
+  setting: LayerSetting, rows: Sequence[MethodCost]
+) -> str:
   """Describes Table 1 of the HaloNet paper, formulas next to counts."""
 
   def table(column, header, cells):

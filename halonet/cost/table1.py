@@ -31,7 +31,7 @@ METHODS = ("global", "per-pixel windows", "SASA", "blocked local")
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class LayerSetting:
   """The numbers that Table 1 asks for, and the number of heads.
 
   Attributes:
@@ -122,7 +122,7 @@ class MethodCost:
 
 
 def program(
-  method: str, setting: Setting, images: int = 1
+  method: str, setting: LayerSetting, images: int = 1
 ) -> tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]:
   """Returns a method's function, and the shapes of its arguments.
 
@@ -161,7 +161,7 @@ def _geometry(method, setting):
   return setting.block_size, setting.halo_size
 
 
-def table(setting: Setting) -> list[MethodCost]:
+def table(setting: LayerSetting) -> list[MethodCost]:
   """Computes Table 1 for a setting, without allocating a map."""
   return [_cost(method, setting) for method in METHODS]
 
@@ -232,7 +232,7 @@ def _counted(function, shapes, dim):
 _PARTS = ("logits", "values", "relative", "masks", "softmax")
 
 
-def receptive_field(method: str, setting: Setting) -> tuple[int, int]:
+def receptive_field(method: str, setting: LayerSetting) -> tuple[int, int]:
   """Counts rows and columns of values that an output pixel depends on.
 
   The gradient of a pixel tells, one far from the border if there is such. It is

@@ -5,9 +5,9 @@ import os
 import pytest
 
 from halonet.cost import growth
-from halonet.cost.table1 import METHODS, Setting
+from halonet.cost.table1 import METHODS, LayerSetting
 
-SMALL = Setting(channels=8, window=3, block_size=4, halo_size=1, heads=1)
+SMALL = LayerSetting(channels=8, window=3, block_size=4, halo_size=1, heads=1)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_what_does_not_fit_is_not_run(monkeypatch):
 
 def test_slope_is_that_of_a_power():
   made = [
-    growth.Point("global", 8 * side, side, 1, 3.0 * side**5, None)
+    growth.Measurement("global", 8 * side, side, 1, 3.0 * side**5, None)
     for side in (16, 24, 64)
   ]
   assert growth.slope(made, "bytes") == pytest.approx(2.5)

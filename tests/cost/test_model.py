@@ -26,8 +26,8 @@ SPECS = {
   "haloregnetz_b": dict(
     size=32, operators=("conv", "timm_halo"), out_widths=(16, 32)
   ),
-  "lamhalobotnet50ts_256": dict(size=64, operators=("conv", "lambda")),
-  "resnet50_se_silu": dict(size=33, dtype="bfloat16"),
+  "lamhalobotnet50ts_256": dict(size=32, operators=("conv", "lambda")),
+  "resnet50_se_silu": dict(size=33, dtype="bfloat16", heads=None),
   "sasa_resnet26_full": dict(size=33, window_size=3),
   "sasa_resnet50_no_content": dict(size=33, operators=("per_pixel", "conv")),
 }
@@ -36,6 +36,8 @@ SPECS = {
 def small(name, **changed):
   fields = SMALL | SPECS[name] | changed
   size = fields.pop("size")
+  if fields["heads"] is None:
+    del fields["heads"]
   return halonet.create_model(name, **fields), size
 
 

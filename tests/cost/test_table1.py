@@ -6,14 +6,14 @@ import jax
 import pytest
 
 from halonet.cost import table1
-from halonet.cost.table1 import Setting
+from halonet.cost.table1 import LayerSetting
 from halonet.errors import UsageError
 
 SETTINGS = {
-  "whole blocks": Setting(
+  "whole blocks": LayerSetting(
     height=16, width=24, channels=16, window=5, block_size=4, halo_size=1
   ),
-  "padded": Setting(
+  "padded": LayerSetting(
     height=13,
     width=9,
     channels=12,
@@ -22,7 +22,7 @@ SETTINGS = {
     halo_size=2,
     heads=3,
   ),
-  "halo beyond the block": Setting(
+  "halo beyond the block": LayerSetting(
     height=10, width=11, channels=8, window=7, block_size=2, halo_size=3
   ),
 }
@@ -79,7 +79,7 @@ def test_a_table_by_hand():
 
 def test_formulas_hold_without_a_halo():
   # XLA is not given the zeros for a padding of nothing, four in number.
-  setting = Setting(
+  setting = LayerSetting(
     height=6, width=8, channels=8, window=1, block_size=2, halo_size=0, heads=1
   )
   rows = table1.table(setting)
@@ -105,4 +105,4 @@ def test_the_receptive_field_is_cut_only_where_the_border_is():
 )
 def test_slips_are_named(field, value, message):
   with pytest.raises(UsageError, match=message):
-    Setting(**{field: value})
+    LayerSetting(**{field: value})
