@@ -58,14 +58,8 @@ def test_operations_are_those_of_table_1(name):
   """Within 3 per cent, by the paper's way to count, as far as we can tell it;
   by ours, of what is really computed, within 4."""
   model = halonet.create_model(name)
-<<<<<<< HEAD
   spec, counts = model.spec, model_cost.count(model, 224)
   flops = counts.total.flops
-=======
-  spec = model.spec
-  counts = model_cost.count(model, 224)
-  flops = counts.flops
->>>>>>> 4a81b1d (Operators, stems, gates and block types are parts with fields of their own; lamhalobotnet50ts_256)
   assert flops / 1e9 == pytest.approx(TABLE_1[name][1], rel=0.04)
   # The paper's seem to include what lies on the padding of convolutions.
   kinds = counts.by("kind")
