@@ -12,7 +12,7 @@ import numpy as np
 from clu import parameter_overview
 
 from halonet.chips import find_chip
-from halonet.cost.model import forward_flops
+from halonet.cost import model as model_cost
 from halonet.data import pipeline, sources
 from halonet.errors import RunError
 from halonet.parallel import batch_sharding, make_mesh
@@ -127,8 +127,10 @@ def _train(given, task, workdir, source, data, train_split, test_split, stop):
       abstract.params, include_stats=False
     )
   )
-  flops = forward_flops(model, config.data.image_size)
   chip = find_chip(device)
+  flops = (
+    model_cost.forward_flops(model, config.data.image_size) if chip else None
+  )
 
   # --------------------------------------------------------- state or restore
   checkpoints = Checkpoints(
@@ -288,7 +290,7 @@ def _train(given, task, workdir, source, data, train_split, test_split, stop):
     "best_checkpoint": best,
     "checkpoint": step,
     "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-    "flops": flops,
+    **_costs(model, config.data.image_size),
     "images_per_second": progress.images_per_second,
     # Since this process began: not of one before, from which it went on.
     "peak_memory_bytes": memory,
@@ -300,6 +302,19 @@ def _train(given, task, workdir, source, data, train_split, test_split, stop):
     if processes.is_first():
       workdir.write_results(results)
   return results
+
+
+def _costs(model, image_size):
+  """Returns what an image costs, for reports; {} where that is unknown."""
+  try:
+    counts = model_cost.count(model, image_size)
+  except Exception:  # A figure for information ends no run.
+    return {}
+  total = counts.total
+  return {
+    "flops": None if counts.unknown else total.flops,
+    "attention_bytes": total.attention_bytes,
+  }
 
 
 def _test_figures(evaluation, averaged):
