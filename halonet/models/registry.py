@@ -18,7 +18,7 @@ from halonet.models.timm_models import TIMM_MODELS
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ModelEntry:
   """How a name becomes a model.
 
   Attributes:
@@ -33,7 +33,7 @@ class Entry:
 
 
 _MODELS = {
-  name: Entry(ResNet, image_size, fields)
+  name: ModelEntry(ResNet, image_size, fields)
   for name, (image_size, fields) in (
     HALONETS | RESNETS | SASAS | TIMM_MODELS
   ).items()
@@ -61,7 +61,7 @@ def register(
   Raises:
     ValueError: if the name is another model's, or there is no such field.
   """
-  entry = Entry(host, image_size, fields)
+  entry = ModelEntry(host, image_size, fields)
   if _MODELS.get(name, entry) != entry:
     raise ValueError(f"there is already a model {name}")
   known = _host_fields(host, fields)
@@ -107,7 +107,7 @@ def list_models(pattern: str = "*") -> list[str]:
   return sorted(fnmatch.filter(_MODELS, pattern))
 
 
-def get_entry(name: str) -> Entry:
+def get_entry(name: str) -> ModelEntry:
   """Looks a name up; raises ValueError with the known names if it is none."""
   if name not in _MODELS:
     raise ValueError(unknown("model", name, _MODELS))

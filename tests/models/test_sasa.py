@@ -58,12 +58,7 @@ def test_operations_are_those_of_table_1(name):
   """Within 3 per cent, by the paper's way to count, as far as we can tell it;
   by ours, of what is really computed, within 4."""
   model = halonet.create_model(name)
-<<<<<<< HEAD
-  spec = model.spec
-  counts = model_cost.count(model, 224)
-=======
   spec, counts = model.spec, model_cost.count(model, 224)
->>>>>>> models
   flops = counts.total.flops
   assert flops / 1e9 == pytest.approx(TABLE_1[name][1], rel=0.04)
   # The paper's seem to include what lies on the padding of convolutions.
