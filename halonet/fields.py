@@ -164,7 +164,10 @@ def convert(name: str, value: Any, kind: Any, example: Any = None) -> Any:
     if value is None:
       return None
     kind = next(each for each in options if each is not type(None))
-    return convert(name, value, kind, example)
+    try:
+      return convert(name, value, kind, example)
+    except ValueError as error:
+      raise ValueError(f"{error}, or None") from None
   if kind is Duration:
     if isinstance(value, str):
       parse_duration(name, value)

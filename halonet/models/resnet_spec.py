@@ -134,6 +134,7 @@ class ResNetSpec:
     "What the backward pass computes again to need less memory: all but the"
     " output of each stage, or of each block.",
     choices=("none", "stage", "block"),
+    changeable=True,
   )
   dtype: str = field(
     "float32",

@@ -32,12 +32,16 @@ def config_fields(values: Mapping[str, Any]) -> dict[str, Field]:
   """
   import_packages(values.get("packages", ()))
   task = get_task(values.get("task", FIELDS["task"].default))
-  name = values.get("model.name", FIELDS["model.name"].default)
+  name = str(values.get("model.name", FIELDS["model.name"].default))
   chosen = {
     field.removeprefix("model."): value
     for field, value in values.items()
     if field.startswith("model.") and field != "model.name"
   }
+  try:
+    registry.get_entry(name)
+  except ValueError as error:
+    raise UsageError(f"config.model.name: {error}") from None
   try:
     model = registry.model_fields(name, chosen)
   except ValueError as error:
