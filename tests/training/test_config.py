@@ -141,7 +141,10 @@ def _literal(message):
     ("optimizer.learning_rate=nan", "config.optimizer.learning_rate is"),
     ("optimizer.learning_rate=1e999", "it must be a finite number"),
     ("steps=50", "config.optimizer.warmup_steps is 50; it must be below"),
-    ("model.df=abc", "config.model.df is 'abc'; it must be a whole number, or None"),
+    (
+      "model.df=abc",
+      "config.model.df is 'abc'; it must be a whole number, or None",
+    ),
     ("model.dtype=float64", "config.model.dtype is 'float64'; training takes"),
     ("model.df=1.5", "config.model.df is 1.5"),
     ("data.image_size=big", "config.data.image_size is 'big'"),
