@@ -51,6 +51,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from halonet import command
 from halonet.errors import RunError, UsageError
 
+CONFIG = f"{pathlib.Path(__file__).parents[1]}/configs/imagenet/halonet.py:h0"
 ROUNDS = 3
 WARM_UP_SECONDS = 1.5
 BATCH_SIZE = 64
@@ -240,16 +241,14 @@ def work(make, number, running, mark, failure) -> None:
 
 
 def bare_batches(files, size, number):
-  import tensorflow as tf
-
-  # By way of the pipeline, which sets TensorFlow's threads.
-  from halonet.data.pipeline import preprocessing
+  from halonet.data import preprocessing
+  from halonet.data.runtime import tf
 
   def bare(path, seed):
     window = functools.partial(
       preprocessing.random_window, least_area=LEAST_AREA, seed=seed
     )
-    image = preprocessing.decode_crop(tf.io.read_file(path), window, size)
+    image, _ = preprocessing.decode_crop(tf.io.read_file(path), window, size)
     # One number, so that batching costs nothing.
     return preprocessing.resize_crop(image, size)[0, 0, 0]
 
@@ -268,34 +267,32 @@ def bare_batches(files, size, number):
 
 
 def train_batches(files, size, number, *, image_dtype):
-  """The stream that a training on a folder of these files reads."""
-  import tensorflow as tf
+  """Returns the stream that a training on a folder of these files reads."""
+  from halonet.data import pipeline
+  from halonet.data.runtime import tf
+  from halonet.data.sources import Split
+  from halonet.tasks.registry import make_task
+  from halonet.training.config import load_config
 
-  from halonet.data import pipeline, sources
-  from halonet.training.config import default_config
-
-  config = default_config()
-  config.seed = number
-  config.batch_size = BATCH_SIZE
-  config.data.name = "folder"
-  config.data.image_size = size
-  config.data.image_dtype = image_dtype
-  config.data.crop_area = LEAST_AREA
-  config.data.randaugment_layers = LAYERS
-  config.data.randaugment_magnitude = MAGNITUDE
+  overrides = {
+    "seed": number,
+    "batch_size": BATCH_SIZE,
+    "data.image_size": size,
+    "data.image_dtype": image_dtype,
+    "data.crop_area": LEAST_AREA,
+    "data.randaugment_layers": LAYERS,
+    "data.randaugment_magnitude": MAGNITUDE,
+  }
+  config = load_config(CONFIG, [f"{k}={v}" for k, v in overrides.items()])
 
   def read_one(shard):
     path = tf.gather(tf.constant(files), shard % len(files))
     return {"image": tf.io.read_file(path), "label": tf.zeros([], tf.int64)}
 
-  def read(shard, skip, take):
-    return tf.data.Dataset.from_tensors(read_one(shard)).skip(skip).take(take)
-
   # As many as ImageNet's, over and over the same: an epoch begins rarely.
   names = np.resize(np.array(files, object), EXAMPLES)
-  zeros, ones = np.zeros(EXAMPLES, np.int64), np.ones(EXAMPLES, np.int64)
-  split = sources.Split(names, zeros, ones, read, read_one)
-  return pipeline.train_batches(split, config)
+  split = Split.of_files(names, read_one)
+  return pipeline.train_batches(split, config, make_task(config))
 
 
 # ---------------------------------------------------------------------- Pillow

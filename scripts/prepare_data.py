@@ -13,7 +13,7 @@ import time
 from halonet import command
 from halonet.errors import RunError, UsageError
 
-# What TFDS cannot download by itself: file → bytes, as image-net.org has it.
+# Files that TFDS cannot download by itself, and their sizes in bytes.
 _MANUAL = {
   "imagenet2012": {
     "ILSVRC2012_img_train.tar": 147_897_477_120,
@@ -29,10 +29,10 @@ def main() -> None:
     allow_abbrev=False,
   )
   parser.add_argument(
-    "name", help='what config.data.name says: a TFDS name, or "folder"'
+    "name", help='value of config.data.name: a TFDS name, or "folder"'
   )
   parser.add_argument(
-    "--data_dir", metavar="DIR", help="as config.data.data_dir says"
+    "--data_dir", metavar="DIR", help="value of config.data.data_dir"
   )
   parser.add_argument("--train_split", default="train", metavar="SPLIT")
   parser.add_argument(
@@ -41,7 +41,7 @@ def main() -> None:
     help='"validation" by default if there is one, else "test"',
   )
   parser.add_argument(
-    "--verify", action="store_true", help="decodes every image, too"
+    "--verify", action="store_true", help="decode every image as well"
   )
   arguments = parser.parse_args()
 
@@ -56,22 +56,19 @@ def main() -> None:
       train_split=arguments.train_split,
     )
   )
-  if data.name != "folder":
-    builder = sources.load_builder(data.name, data.data_dir)
-    if not builder.is_prepared():
-      check_manual_files(builder)
-      print(
-        f"Next: {builder.name} is downloaded and written as TFRecord files to"
-        f" {builder.data_dir}, which may take hours for a large one",
-        flush=True,
-      )
-  source = sources.open_source(data)
+  source = sources.describe(data, needs={})
+  builder = getattr(source, "builder", None)
+  if builder and not builder.is_prepared():
+    check_manual_files(builder)
+    print(
+      f"Next: {builder.name} is downloaded and written as TFRecord files to"
+      f" {builder.data_dir}, which may take hours for a large one",
+      flush=True,
+    )
+  source.prepare()
   test_split = arguments.test_split or default_test_split(data, source)
-  splits = {
-    "train_split": arguments.train_split,
-    "test_split": test_split,
-  }
-  print(f"{source.name} in {source.location}: {len(source.labels)} classes")
+  splits = {"train_split": arguments.train_split, "test_split": test_split}
+  print(f"{source.name} in {source.location}: {', '.join(source.features)}")
   bad = []
   for field, name in splits.items():
     split = source.split(field, name)
@@ -161,14 +158,14 @@ def check_files(split) -> None:
 
 
 def verify(name, split) -> list[str]:
-  """Decodes every image of a split; names those that cannot be decoded."""
+  """Decodes every image of a split and names those that are corrupt."""
   import numpy as np
-  import tensorflow as tf
 
   from halonet.data import preprocessing
+  from halonet.data.runtime import CORES, tf
 
   def attempt(number, example):
-    # What cannot be decoded drops out, and -1 comes in its place.
+    # An image that cannot be decoded drops out, and -1 takes its place.
     good = tf.data.Dataset.from_tensors(example["image"]).map(
       lambda image: tf.minimum(
         tf.cast(tf.size(preprocessing.decode(image)), tf.int64), 0
@@ -188,8 +185,8 @@ def verify(name, split) -> list[str]:
       (shards, split.skips, split.sizes, numbers)
     )
     .flat_map(read)
-    .map(attempt, num_parallel_calls=tf.data.AUTOTUNE)
-    .prefetch(tf.data.AUTOTUNE)
+    .map(attempt, num_parallel_calls=CORES)
+    .prefetch(CORES)
   )
   bad, done = [], 0
   started = said = time.perf_counter()
