@@ -1,5 +1,6 @@
 """What tests share: eight devices, checked shapes, seeds and real data."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -267,3 +268,13 @@ def run_main(monkeypatch, capfd):
     return code, *capfd.readouterr()
 
   return run
+
+
+@pytest.fixture
+def sweep(run_main):
+  """Runs scripts/sweep.py here; see `run_main`."""
+  path = pathlib.Path(__file__).parents[1] / "scripts" / "sweep.py"
+  spec = importlib.util.spec_from_file_location("sweep", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return lambda *words: run_main(module.main, *words)

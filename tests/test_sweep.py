@@ -20,16 +20,6 @@ from tests.conftest import small_overrides
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture
-def sweep(run_main):
-  spec = importlib.util.spec_from_file_location(
-    "sweep", ROOT / "scripts" / "sweep.py"
-  )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return lambda *words: run_main(module.main, *words)
-
-
 def test_a_grid_from_its_first_trial_to_its_report(
   sweep, trained, data_dir, tmp_path
 ):

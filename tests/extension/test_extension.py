@@ -82,12 +82,10 @@ def test_it_predicts(run, run_main, tmp_path):
   assert code == 2 and "has no attention in blocks" in complaint
 
 
-def test_its_operator_serves_the_house_and_is_swept(run_main, tmp_path):
+def test_its_operator_serves_the_house_and_is_swept(sweep, tmp_path):
   """Through the sweep's own command, by the task's best figure."""
-  import scripts.sweep
-
-  sweep = tmp_path / "sweep.py"
-  sweep.write_text(
+  config = tmp_path / "sweep.py"
+  config.write_text(
     "def get_config():\n"
     "  return dict(\n"
     '    base="tests/extension/config.py:halonet_h1",\n'
@@ -97,8 +95,8 @@ def test_its_operator_serves_the_house_and_is_swept(run_main, tmp_path):
     "  )\n"
   )
   workdir = tmp_path / "runs"
-  code, output, complaint = run_main(
-    scripts.sweep.main, f"--config={sweep}", f"--workdir={workdir}"
+  code, output, complaint = sweep(
+    f"--config={config}", f"--workdir={workdir}"
   )
   assert code == 0, complaint
   assert "2 trials: 2 done" in output
