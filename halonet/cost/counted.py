@@ -122,10 +122,10 @@ def _count(equation):
   # Elementwise operations cost the same for every element. Others of such
   # shapes have a parameter that names an axis, which a scalar has not.
   if shapes and all(_broadcasts(shape, result.shape) for shape in shapes):
-    counts = _Analysis(equation, scalar=True).counts
+    counts = _analyse(equation, scalar=True)
     if counts is not None:
       return *(int(count) * result.size for count in counts), True, 0
-  counts = _Analysis(equation).counts
+  counts = _analyse(equation)
   if counts is None:
     return 0, 0, False, 0
   return *(_exact(count, result.size) for count in counts), True, 0
@@ -144,43 +144,32 @@ def _exact(count, elements):
   return multiple if abs(multiple - count) <= count * 2**-23 else int(count)
 
 
-class _Analysis:
-  """XLA's analysis of one operation, shared with all that equal it."""
-
-  def __init__(self, equation, scalar=False):
-    self._bind = functools.partial(equation.primitive.bind, **equation.params)
-    self._arguments = [
-      jax.ShapeDtypeStruct(() if scalar else each.aval.shape, each.aval.dtype)
-      for each in equation.invars
-    ]
-    self._key = f"{equation.primitive} {equation.params} {self._arguments}"
-
-  def __eq__(self, other):
-    return self._key == other._key
-
-  def __hash__(self):
-    return hash(self._key)
-
-  @property
-  def counts(self) -> tuple[float, float] | None:
-    """FLOPs and transcendentals, or None if XLA cannot tell."""
-    return _analyse(self)
-
-  def run(self) -> tuple[float, float] | None:
-    try:
-      # Wherever the model will run, its operations are counted as on a CPU.
-      with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        lowered = jax.jit(self._bind).lower(*self._arguments)
-      analysis = lowered.cost_analysis()
-    except Exception:  # Whatever the reason, the cost is unknown.
-      return None
-    # XLA counts one turn of a loop, and nothing for a call of other code.
-    text = lowered.as_text()
-    if analysis is None or "stablehlo.while" in text or "custom_call" in text:
-      return None
-    return analysis.get("flops", 0), analysis.get("transcendentals", 0)
+_ANALYSES = {}  # What equals another operation shares its analysis.
 
 
-@functools.lru_cache(maxsize=4096)
-def _analyse(analysis):
-  return analysis.run()
+def _analyse(equation, scalar=False):
+  """Returns XLA's FLOPs and transcendentals, or None if it cannot tell."""
+  bind = functools.partial(equation.primitive.bind, **equation.params)
+  arguments = [
+    jax.ShapeDtypeStruct(() if scalar else each.aval.shape, each.aval.dtype)
+    for each in equation.invars
+  ]
+  key = f"{equation.primitive} {equation.params} {arguments}"
+  if key not in _ANALYSES:
+    _ANALYSES[key] = _ask_xla(bind, arguments)
+  return _ANALYSES[key]
+
+
+def _ask_xla(function, arguments):
+  try:
+    # Wherever the model will run, its operations are counted as on a CPU.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+      lowered = jax.jit(function).lower(*arguments)
+    analysis = lowered.cost_analysis()
+  except Exception:  # Whatever the reason, the cost is unknown.
+    return None
+  # XLA counts one turn of a loop, and nothing for a call of other code.
+  text = lowered.as_text()
+  if analysis is None or "stablehlo.while" in text or "custom_call" in text:
+    return None
+  return analysis.get("flops", 0), analysis.get("transcendentals", 0)

@@ -1,12 +1,10 @@
-"""How the memory and the time of attention grow with the image.
+"""Measures how memory and time of attention grow with the image.
 
 One layer of each kind of Table 1 is compiled for the CPU at growing maps. What
 the compiler sets aside tells the memory, without running anything; the time is
-measured where the memory suffices.
-
-Small maps come in batches, of as many pixels as the largest map has. Single
-ones would fit into the processor's caches and into memory that the allocator
-keeps, larger ones not, and the time would grow by that as well.
+measured where the memory suffices. Small maps come in batches, with as many
+pixels as the largest map: otherwise they would fit into the processor's caches,
+larger ones would not, and the time would grow by that as well.
 """
 
 import dataclasses
@@ -29,12 +27,12 @@ class Measurement:
 
   Attributes:
     method: one of `halonet.cost.table1.METHODS`.
-    image_side: in pixels.
-    map_side: of the feature map, in its pixels.
-    images: in the batch.
-    bytes: what the compiled program holds between its steps, without arguments
-      and result, per image.
-    seconds: of a forward pass, the shortest of some, per image; None where the
+    image_side: side of the image in pixels.
+    map_side: side of the feature map in its pixels.
+    images: images in the batch.
+    bytes: per image, what the compiled program holds between its steps, without
+      arguments and result.
+    seconds: per image, the shortest forward pass of several; None where the
       batch takes more memory than this machine can spare.
   """
 
@@ -55,11 +53,10 @@ def measure(
   """Measures every method at every size, one point after another.
 
   Args:
-    setting: of the layer; its height and width do not matter.
+    setting: the layer; its height and width do not matter.
     stride: image pixels per pixel of the feature map.
-    image_sides: in pixels.
-    seconds: for how long a point is measured, at least; it runs twice or more
-      in any case.
+    image_sides: sides of the images in pixels.
+    seconds: least time to measure a point, which runs at least twice.
   """
   spare = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
   cpu = jax.devices("cpu")[0]
@@ -95,10 +92,9 @@ def _time(compiled, shapes, seconds):
 
 
 def slope(points: Sequence[Measurement], quantity: str) -> float:
-  """The power of the map's pixels with which a quantity grows.
+  """Fits the power of the map's pixels with which a quantity grows.
 
-  By least squares on the logarithms: 1 is linear in height × width, 2
-  quadratic.
+  Least squares on the logarithms: 1 is linear in height × width, 2 quadratic.
   """
   known = [
     (point.map_side**2, getattr(point, quantity))
