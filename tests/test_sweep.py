@@ -1,6 +1,5 @@
 """scripts/sweep.py: what it says and does; a real grid among the slow ones."""
 
-import importlib.util
 import json
 import os
 import pathlib

@@ -95,9 +95,7 @@ def test_its_operator_serves_the_house_and_is_swept(sweep, tmp_path):
     "  )\n"
   )
   workdir = tmp_path / "runs"
-  code, output, complaint = sweep(
-    f"--config={config}", f"--workdir={workdir}"
-  )
+  code, output, complaint = sweep(f"--config={config}", f"--workdir={workdir}")
   assert code == 0, complaint
   assert "2 trials: 2 done" in output
   table = (workdir / "report" / "table.md").read_text()
