@@ -293,7 +293,7 @@ def train_batches(files, size, number, *, image_dtype):
   # As many as ImageNet's, over and over the same: an epoch begins rarely.
   names = np.resize(np.array(files, object), EXAMPLES)
   split = Split.of_files(names, read_one)
-  return pipeline.train_batches(split, config, make_task(config))
+  return pipeline.train_batches(split, make_task(config))
 
 
 # ---------------------------------------------------------------------- Pillow

@@ -176,7 +176,7 @@ def test_the_first_loss_is_the_configs(trained, data_dir):
   model = create_model(config, task)
   source = sources.open_source(config.data, task.needs)
   split = source.split("train_split", "train")
-  batch = next(pipeline.train_batches(split, config, task))
+  batch = next(pipeline.train_batches(split, task))
   images = jnp.asarray(batch["image"])
   variables = jax.jit(model.init)(jax.random.key(config.seed), images[:1])
   logits, _ = jax.jit(

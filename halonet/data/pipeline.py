@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from halonet.data import order, preprocessing
@@ -23,14 +22,14 @@ Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-  split: Split, config: ml_collections.ConfigDict, task: Any, *, start: int = 0
+  split: Split, task: Any, *, start: int = 0
 ) -> Iterator[Batch]:
   """Iterates without end over the shuffled training split.
 
   Args:
     split: the split to read.
-    config: complete training config.
-    task: a `halonet.tasks.task.Task`; its `batch_spec` says what a batch holds.
+    task: a `halonet.tasks.task.Task` with its config; its `batch_spec` says
+      what a batch holds.
     start: number of batches consumed before, by a run that goes on.
 
   Returns:
@@ -42,6 +41,7 @@ def train_batches(
     RunError: from the iterator, if an image cannot be decoded; it names the
       file.
   """
+  config = task.config
 
   def example(record):
     # (seed, epoch, example) decide every random choice.
@@ -56,12 +56,10 @@ def train_batches(
     records = order.train_records(split, config, start=start + batch)
     return records.take(local)
 
-  return _batches(stream, local, config.data, task, True, split, records_of)
+  return _batches(stream, local, task, True, split, records_of)
 
 
-def test_batches(
-  split: Split, config: ml_collections.ConfigDict, task: Any
-) -> Iterator[Batch]:
+def test_batches(split: Split, task: Any) -> Iterator[Batch]:
   """Iterates once over the test split, in batches of one size.
 
   Rows of weight 0 complete the last batches, so that every process sees the
@@ -69,6 +67,7 @@ def test_batches(
 
   Args, Returns and Raises as for `train_batches`.
   """
+  config = task.config
   # As many rows as training computes at once, for the same memory.
   local = config.batch_size // config.accumulation_steps // jax.process_count()
   begin, end, largest = order.test_part(split)
@@ -85,7 +84,7 @@ def test_batches(
     first = min(begin + batch * local, end)
     return order.test_records(split, first, min(first + local, end))
 
-  return _batches(stream, local, config.data, task, False, split, records_of)
+  return _batches(stream, local, task, False, split, records_of)
 
 
 def on_device(
@@ -131,7 +130,7 @@ def _zeros(dataset):
   )
 
 
-def _batches(stream, local, data, task, train, split, records_of):
+def _batches(stream, local, task, train, split, records_of):
   """Iterates over batches of examples.
 
   `records_of` returns the records of a batch, by the batch's number; it takes
@@ -139,7 +138,8 @@ def _batches(stream, local, data, task, train, split, records_of):
   """
 
   def finish(batch):
-    batch["image"] = preprocessing.normalise(batch["image"], data)
+    images = preprocessing.normalise(batch["image"], task.config.data)
+    batch = batch | {"image": images}
     batch = task.finish(batch, train)
     return {name: batch[name] for name in task.batch_spec(train)}
 

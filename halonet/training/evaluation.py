@@ -47,7 +47,7 @@ def evaluate(
     for name, value in number.items():
       counts[name] += int(value)
 
-  batches = pipeline.test_batches(split, task.config, task)
+  batches = pipeline.test_batches(split, task)
   before = None
   for batch in pipeline.on_device(batches, batch_sharding(mesh)):
     results = [eval_step(variables, batch) for variables in weights]

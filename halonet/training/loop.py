@@ -180,7 +180,7 @@ def _train(given, task, workdir, source, data, train_split, test_split, stop):
         f" fit into the {part} that a device computes at once"
       )
     batches = pipeline.on_device(
-      pipeline.train_batches(train_split, config, task, start=batches_seen),
+      pipeline.train_batches(train_split, task, start=batches_seen),
       batch_sharding(mesh),
     )
     progress = Progress(config.steps, config.batch_size)

@@ -55,12 +55,12 @@ def task(config):
 
 
 def take(split, config, count, start=0):
-  batches = pipeline.train_batches(split, config, task(config), start=start)
+  batches = pipeline.train_batches(split, task(config), start=start)
   return list(itertools.islice(batches, count))
 
 
 def evaluated(split, config):
-  return list(pipeline.test_batches(split, config, task(config)))
+  return list(pipeline.test_batches(split, task(config)))
 
 
 def flat(batches):
@@ -277,7 +277,7 @@ def test_a_corrupt_record_is_named(small_config, data_dir, tmp_path):
 def test_on_device_splits_over_the_mesh(digits, small_config):
   config = small_config()
   mesh = make_mesh()
-  batches = pipeline.train_batches(digits, config, task(config))
+  batches = pipeline.train_batches(digits, task(config))
   moved = next(pipeline.on_device(batches, batch_sharding(mesh)))
   assert moved["image"].shape == (128, 16, 16, 3)
   assert len(moved["image"].sharding.device_set) == 8

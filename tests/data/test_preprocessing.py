@@ -363,7 +363,7 @@ def test_everything_together_through_the_training_stream(real, small_config):
     lambda shard: {"image": encoded, "label": shard},
   )
   task = Classification(config, {"labels": list("012345")})
-  batch = next(pipeline.train_batches(split, config, task))
+  batch = next(pipeline.train_batches(split, task))
   assert batch["image"].shape == (4, 48, 48, 3)
   for image, number in zip(batch["image"], batch["label"], strict=True):
     epoch, number = tf.constant(0, tf.int64), tf.constant(number, tf.int64)
