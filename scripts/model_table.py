@@ -72,7 +72,7 @@ PUBLISHED = {
   "sehalonet33ts": ("timm, weights", "13.69", "80.976, timm"),
   "halonet50ts": ("timm, weights", "22.73", "81.640, timm"),
   "eca_halonext26ts": ("timm, weights", "10.76", "79.518, timm"),
-  "lamhalobotnet50ts_256": ("timm, weights", "22.57", "81.552, timm"),
+  "lamhalobotnet50ts_256": ("timm, weights", "22.57", "81.5, timm"),
   "halo2botnet50ts_256": ("timm, weights", "22.64", "82.084, timm"),
   "haloregnetz_b": ("timm, weights", "11.68", "81.058, timm"),
 }

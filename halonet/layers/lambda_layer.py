@@ -21,7 +21,7 @@ from halonet.layers.base import (
   check_heads,
   project,
 )
-from halonet.layers.layouts import Entries, Entry, Shapes
+from halonet.layers.layouts import Entries, Layout, Shapes
 from halonet.ops.lambdas import local_lambda
 
 
@@ -111,7 +111,7 @@ class Lambda(Attention):
 
   def timm_entries(self, ours: str, theirs: str, shapes: Shapes) -> Entries:
     layer, other = f"{ours}/attention", f"{theirs}.self_attn"
-    kernel = Entry(  # [y, x, depth] ↔ [depth, 1, y, x, 1]
+    kernel = Layout(  # [y, x, depth] ↔ [depth, 1, y, x, 1]
       (f"params/{layer}/relative_kernel",),
       lambda x: x.transpose(2, 0, 1)[:, None, ..., None],
       lambda x: (x[:, 0, ..., 0].transpose(1, 2, 0),),

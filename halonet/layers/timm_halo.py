@@ -21,7 +21,7 @@ from halonet.layers.base import (
   round_to_eight,
 )
 from halonet.layers.halo import Blocked, sow_attention
-from halonet.layers.layouts import Entries, Entry, Shapes
+from halonet.layers.layouts import Entries, Layout, Shapes
 from halonet.ops import positions
 from halonet.ops.attention import blocked_local_attention
 
@@ -154,6 +154,6 @@ class TimmHalo(Blocked):
       layouts.joined_projections(
         attention, f"{theirs}.self_attn.q", ("query",), shapes
       )
-      | {f"{theirs}.self_attn.kv.weight": Entry((key, value), export, read)}
+      | {f"{theirs}.self_attn.kv.weight": Layout((key, value), export, read)}
       | position_entries(ours, theirs)
     )

@@ -192,7 +192,7 @@ def test_sinusoids_tell_all_pixels_apart():
 @pytest.mark.parametrize(
   "layer, words",
   [
-    (PerPixelAttention(2, 3.5), "window_size is 3.5; it must be a whole"),
+    (PerPixelAttention(2, 0), "window_size is 0; it must be a whole"),
     (PerPixelAttention(2, 3, position="polar"), "position is 'polar'"),
     (
       PerPixelAttention(2, 3, content=False, position="none"),
