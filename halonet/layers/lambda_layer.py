@@ -5,7 +5,6 @@ ICLR 2021, arXiv:2102.08602.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +15,7 @@ from halonet.fields import field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Attention,
+  Norm,
   Site,
   average_pool,
   check_heads,
@@ -43,7 +43,7 @@ class LambdaLayer(nn.Module):
 
   heads: int
   window: int
-  norm: Callable[..., nn.Module]
+  norm: Norm
   qk_features: int
   value_features: int
   stride: int = 1
@@ -102,9 +102,7 @@ class Lambda(Attention):
     if self.lambda_window % 2 == 0:
       raise ValueError(f"lambda_window is {self.lambda_window}; it must be odd")
 
-  def layer(
-    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
-  ) -> nn.Module:
+  def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     return LambdaLayer(
       window=self.lambda_window, norm=norm, **self.shared(block, dtype)
     )
