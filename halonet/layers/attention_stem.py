@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -15,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from halonet.fields import field
-from halonet.layers.base import Stem, check_heads, project
+from halonet.layers.base import Activation, Norm, Stem, check_heads, project
 from halonet.layers.halo import BLOCKED_IMPLEMENTATIONS
 from halonet.ops import blocks, positions
 from halonet.ops.arguments import check_count
@@ -173,11 +172,7 @@ class MixedStem(Stem):
       )
 
   def __call__(
-    self,
-    x: jax.Array,
-    width: int,
-    norm: Callable[..., nn.Module],
-    activation: Callable[[jax.Array], jax.Array],
+    self, x: jax.Array, width: int, norm: Norm, activation: Activation
   ) -> jax.Array:
     name = self.attention_implementation
     name = "xla" if name == "direct" else name

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 from halonet.fields import field
 from halonet.layers.layouts import Entries, Shapes, norm, same
 
+Norm = Callable[..., nn.Module]  # Makes a norm, given its `name`.
+Activation = Callable[[jax.Array], jax.Array]
+
 
 @runtime_checkable
 class Site(Protocol):
@@ -46,9 +49,7 @@ class Operator:
   name: ClassVar[str] = "attention"
   per_stage: ClassVar[tuple[str, ...]] = ()
 
-  def layer(
-    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
-  ) -> nn.Module:
+  def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     """Makes the layer of a block, a module called `self.name`.
 
     Args:
@@ -118,11 +119,7 @@ class Stem:
     """Raises ValueError unless the stem can put out `width` channels."""
 
   def __call__(
-    self,
-    x: jax.Array,
-    width: int,
-    norm: Callable[..., nn.Module],
-    activation: Callable[[jax.Array], jax.Array],
+    self, x: jax.Array, width: int, norm: Norm, activation: Activation
   ) -> jax.Array:
     """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
     ⌈width/stride⌉, width]`, in the dtype of `x`.
@@ -286,6 +283,42 @@ def project(
   if scale is not None:
     y = y * scale  # While it is flat.
   return y.reshape(*x.shape[:-1], heads, features // heads)
+
+
+def projections(
+  module: Any, x: jax.Array, *, half_tables: bool, scaled: bool, keys=True
+) -> tuple[jax.Array, jax.Array | None, jax.Array, int]:
+  """Projects a map to queries, keys and values, in a layer's compact method.
+
+  Args:
+    module: has `heads`, `qk_features`, `value_features` (the input's width if
+      None) and `dtype`.
+    x: `[batch, height, width, channels]`.
+    half_tables: whether half of a head's query meets each relative table.
+    scaled: whether queries are scaled by `head_dim ** -0.5`.
+    keys: whether there are keys.
+
+  Returns:
+    Queries, keys and values, `[batch, height, width, heads, …]`, and head_dim.
+
+  Raises:
+    ValueError: if `heads` does not divide a width.
+  """
+  heads, dtype = module.heads, module.dtype
+  qk_features = module.qk_features or x.shape[-1]
+  value_features = module.value_features or x.shape[-1]
+  check_heads(heads, qk_features, value_features, half_tables)
+  head_dim = qk_features // heads
+  scale = head_dim**-0.5 if scaled else None
+  query = project(x, heads, qk_features, dtype, "query", scale)
+  key = project(x, heads, qk_features, dtype, "key") if keys else None
+  value = project(x, heads, value_features, dtype, "value")
+  return query, key, value, head_dim
+
+
+def merge_heads(x: Float[Array, "b h w heads d"]) -> Float[Array, "b h w c"]:
+  """`[batch, height, width, heads, d]` → `[batch, height, width, heads·d]`."""
+  return x.reshape(*x.shape[:3], -1)
 
 
 def relative_table(

@@ -1,14 +1,13 @@
 """Convolutions, the operator of ResNets."""
 
 import dataclasses
-from collections.abc import Callable
 
 from flax import linen as nn
 from jax.typing import DTypeLike
 
 from halonet.fields import field
 from halonet.layers import layouts
-from halonet.layers.base import Operator, Site
+from halonet.layers.base import Norm, Operator, Site
 from halonet.layers.layouts import Entries, Shapes
 
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -60,9 +59,7 @@ class Convolution(Operator):
         f" {block.width}, the width of {block.name}"
       )
 
-  def layer(
-    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
-  ) -> nn.Module:
+  def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     groups = block.width // (self.group_width or block.width)
     return conv(block.width, 3, block.stride, dtype, self.name, groups)
 

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,12 @@ from halonet.fields import field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Attention,
+  Norm,
   Site,
   average_pool,
-  check_heads,
+  merge_heads,
   position_entries,
-  project,
+  projections,
   relative_table,
 )
 from halonet.layers.layouts import Entries, Shapes
@@ -37,10 +37,8 @@ class GlobalAttention(nn.Module):
     heads: number of attention heads.
     size: side of the square map that the tables are made for. For another
       map they are resized, linearly along the offsets.
-    qk_features: width of all queries (and keys) together; the input's width
-      if None. `heads` must divide it.
-    value_features: width of the output; the input's width if None. `heads`
-      must divide it.
+    qk_features: see `HaloAttention`.
+    value_features: see `HaloAttention`.
     stride: size and stride of the average pool.
     dtype: of the computation; parameters are float32.
   """
@@ -60,13 +58,9 @@ class GlobalAttention(nn.Module):
     Raises:
       ValueError: if `heads` does not divide a width.
     """
-    qk_features = self.qk_features or x.shape[-1]
-    value_features = self.value_features or x.shape[-1]
-    check_heads(self.heads, qk_features, value_features, half_tables=False)
-    head_dim = qk_features // self.heads
-    query = project(x, self.heads, qk_features, self.dtype, "query")
-    key = project(x, self.heads, qk_features, self.dtype, "key")
-    value = project(x, self.heads, value_features, self.dtype, "value")
+    query, key, value, head_dim = projections(
+      self, x, half_tables=False, scaled=False
+    )
     tables = []
     for axis, length in zip(("height", "width"), x.shape[1:3], strict=True):
       shape = (2 * self.size - 1, head_dim)
@@ -76,8 +70,7 @@ class GlobalAttention(nn.Module):
         table = jax.image.resize(table, shape, "linear", antialias=False)
       tables.append(table * head_dim**0.5)
     output = global_attention(query * head_dim**-0.5, key, value, *tables)
-    output = output.reshape(*output.shape[:3], value_features)
-    return average_pool(output, self.stride)
+    return average_pool(merge_heads(output), self.stride)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +86,7 @@ class Global(Attention):
     least=1,
   )
 
-  def layer(
-    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
-  ) -> nn.Module:
+  def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     return GlobalAttention(size=self.global_size, **self.shared(block, dtype))
 
   def timm_entries(self, ours: str, theirs: str, shapes: Shapes) -> Entries:

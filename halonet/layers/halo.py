@@ -5,7 +5,6 @@ Vaswani et al., CVPR 2021, arXiv:2103.12731.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,24 +15,21 @@ from jaxtyping import Array, Float
 from halonet.fields import field
 from halonet.layers.base import (
   Attention,
+  Norm,
   Site,
-  check_heads,
-  project,
+  merge_heads,
+  projections,
   relative_table,
 )
-from halonet.ops import positions
+from halonet.ops import dispatch, positions
 from halonet.ops.attention import (
   blocked_local_attention,
   blocked_local_attention_weights,
 )
 
-BLOCKED_IMPLEMENTATIONS = (
-  "auto",
-  "xla",
-  "xla_chunked",
-  "xla_packed",
-  "pallas_tpu",
-  "pallas_gpu",
+# "direct" is for attention per pixel.
+BLOCKED_IMPLEMENTATIONS = tuple(
+  name for name in dispatch.IMPLEMENTATIONS if name != "direct"
 )
 
 
@@ -86,14 +82,9 @@ class HaloAttention(nn.Module):
     Raises:
       ValueError: if `heads` does not divide a width.
     """
-    qk_features = self.qk_features or x.shape[-1]
-    value_features = self.value_features or x.shape[-1]
-    check_heads(self.heads, qk_features, value_features)
-    head_dim = qk_features // self.heads
-    scale = head_dim**-0.5
-    query = project(x, self.heads, qk_features, self.dtype, "query", scale)
-    key = project(x, self.heads, qk_features, self.dtype, "key")
-    value = project(x, self.heads, value_features, self.dtype, "value")
+    query, key, value, head_dim = projections(
+      self, x, half_tables=True, scaled=True
+    )
     offsets = positions.num_offsets(self.block_size, self.halo_size)
     tables = [
       relative_table(
@@ -112,7 +103,7 @@ class HaloAttention(nn.Module):
     output = blocked_local_attention(
       query, key, value, *tables, implementation=self.implementation, **options
     )
-    return output.reshape(*output.shape[:3], value_features)
+    return merge_heads(output)
 
 
 def sow_attention(
@@ -199,9 +190,7 @@ class Halo(Valued, Blocked):
     " comparison with SASA (figure 6).",
   )
 
-  def layer(
-    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
-  ) -> nn.Module:
+  def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     return HaloAttention(
       block_size=self.block_size,
       halo_size=self.halo_size,

@@ -5,7 +5,6 @@ ICLR 2021, arXiv:2102.08602.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,12 +15,13 @@ from halonet.fields import field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Attention,
+  Norm,
   Site,
   average_pool,
   check_heads,
   project,
 )
-from halonet.layers.layouts import Entries, Entry, Shapes
+from halonet.layers.layouts import Entries, Layout, Shapes
 from halonet.ops.lambdas import local_lambda
 
 
@@ -43,7 +43,7 @@ class LambdaLayer(nn.Module):
 
   heads: int
   window: int
-  norm: Callable[..., nn.Module]
+  norm: Norm
   qk_features: int
   value_features: int
   stride: int = 1
@@ -102,16 +102,14 @@ class Lambda(Attention):
     if self.lambda_window % 2 == 0:
       raise ValueError(f"lambda_window is {self.lambda_window}; it must be odd")
 
-  def layer(
-    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
-  ) -> nn.Module:
+  def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     return LambdaLayer(
       window=self.lambda_window, norm=norm, **self.shared(block, dtype)
     )
 
   def timm_entries(self, ours: str, theirs: str, shapes: Shapes) -> Entries:
     layer, other = f"{ours}/attention", f"{theirs}.self_attn"
-    kernel = Entry(  # [y, x, depth] ↔ [depth, 1, y, x, 1]
+    kernel = Layout(  # [y, x, depth] ↔ [depth, 1, y, x, 1]
       (f"params/{layer}/relative_kernel",),
       lambda x: x.transpose(2, 0, 1)[:, None, ..., None],
       lambda x: (x[:, 0, ..., 0].transpose(1, 2, 0),),

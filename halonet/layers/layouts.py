@@ -1,6 +1,6 @@
 """PyTorch's layouts of our parameters, by which weights are exchanged.
 
-Each function returns `Entry`s by the other library's name. `ours` and `theirs`
+Each function returns `Layout`s by the other library's name. `ours` and `theirs`
 are the paths of a module here and there.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 Shapes = dict[str, tuple[int, ...]]
 
 
-class Entry(NamedTuple):
+class Layout(NamedTuple):
   """Relates some of our variables to one array of another library.
 
   Attributes:
@@ -26,18 +26,18 @@ class Entry(NamedTuple):
   read: Callable[..., Any]
 
 
-Entries = dict[str, Entry]
+Entries = dict[str, Layout]
 
 
 def same(ours: str, theirs: str) -> Entries:
   """Relates a variable to an equal array."""
-  return {theirs: Entry((ours,), lambda x: x, lambda x: (x,))}
+  return {theirs: Layout((ours,), lambda x: x, lambda x: (x,))}
 
 
 def transposed(ours: str, theirs: str, *axes: int) -> Entries:
   """Relates a variable to the array with its axes in another order."""
   back = np.argsort(axes)
-  entry = Entry(
+  entry = Layout(
     (f"params/{ours}/kernel",),
     lambda x: x.transpose(axes),
     lambda x: (x.transpose(back),),
@@ -50,7 +50,7 @@ def conv(ours: str, theirs: str, shapes: Shapes) -> Entries:
   kernel = f"params/{ours}/kernel"
   if len(shapes[kernel]) == 4:
     return transposed(ours, theirs, 3, 2, 0, 1)
-  entry = Entry(
+  entry = Layout(
     (kernel,), lambda x: x.T[..., None, None], lambda x: (x[..., 0, 0].T,)
   )
   return {f"{theirs}.weight": entry}
@@ -91,7 +91,7 @@ def joined_projections(
   def export(*kernels):
     return np.concatenate([as_conv(to_rows(kernel)) for kernel in kernels])
 
-  return {f"{theirs}.weight": Entry(paths, export, read)}
+  return {f"{theirs}.weight": Layout(paths, export, read)}
 
 
 def to_rows(kernel: Any) -> Any:

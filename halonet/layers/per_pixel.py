@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +14,11 @@ from jaxtyping import Array, Float
 
 from halonet.fields import field
 from halonet.layers.base import (
+  Norm,
   Site,
   average_pool,
-  check_heads,
-  project,
+  merge_heads,
+  projections,
   relative_table,
 )
 from halonet.layers.halo import BLOCKED_IMPLEMENTATIONS, Valued
@@ -42,11 +42,8 @@ class PerPixelAttention(nn.Module):
   Attributes:
     heads: number of attention heads.
     window_size: side of the window in pixels (k).
-    qk_features: width of all queries (and keys) together; the input's width
-      if None. `heads` must divide it, to an even width per head if positions
-      are relative.
-    value_features: width of the output; the input's width if None. `heads`
-      must divide it.
+    qk_features: see `HaloAttention`.
+    value_features: see `HaloAttention`.
     stride: of the average pool, which has the same size; 1: none.
     position: "relative", a row and a column table, each of half the width of a
       head; "absolute", sinusoids of a pixel's place, added to the input, and
@@ -81,23 +78,12 @@ class PerPixelAttention(nn.Module):
     """
     check_per_pixel(self.window_size, self.position, self.content)
     check_count("stride", self.stride)
-    qk_features, value_features = (
-      x.shape[-1] if features is None else features
-      for features in (self.qk_features, self.value_features)
-    )
-    check_count("qk_features", qk_features)
-    check_count("value_features", value_features)
     halves = self.position == "relative"
-    check_heads(self.heads, qk_features, value_features, halves)
-    head_dim = qk_features // self.heads
     if self.position == "absolute":
       x = x + sinusoids(*x.shape[1:]).astype(x.dtype)
-    scale = head_dim**-0.5
-    query = project(x, self.heads, qk_features, self.dtype, "query", scale)
-    key = None
-    if self.content:
-      key = project(x, self.heads, qk_features, self.dtype, "key")
-    value = project(x, self.heads, value_features, self.dtype, "value")
+    query, key, value, head_dim = projections(
+      self, x, half_tables=halves, scaled=True, keys=self.content
+    )
     tables = {}
     if self.position == "relative":
       shape = self.window_size, head_dim // 2
@@ -112,8 +98,7 @@ class PerPixelAttention(nn.Module):
       mask_padding=self.mask_padding,
       implementation=self.implementation,
     )
-    output = output.reshape(*output.shape[:3], value_features)
-    return average_pool(output, self.stride)
+    return average_pool(merge_heads(output), self.stride)
 
 
 def sinusoids(height: int, width: int, channels: int) -> Float[Array, "h w c"]:
@@ -181,9 +166,7 @@ class PerPixel(Valued):
     check_per_pixel(self.window_size, self.position, self.content)
     super().check(block)
 
-  def layer(
-    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
-  ) -> nn.Module:
+  def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     return PerPixelAttention(
       window_size=self.window_size,
       position=self.position,

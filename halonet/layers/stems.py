@@ -1,7 +1,6 @@
 """Stems of convolutions, and all stems by name."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 from flax import linen as nn
@@ -13,7 +12,7 @@ from halonet.layers.attention_stem import (
   LinearStem,
   MixedStem,
 )
-from halonet.layers.base import Stem
+from halonet.layers.base import Activation, Norm, Stem
 from halonet.layers.convolution import conv
 from halonet.layers.layouts import Entries, Shapes
 
@@ -39,11 +38,7 @@ class ConvStem(Stem):
     return ((width, self.size, 2, "stem"),)
 
   def __call__(
-    self,
-    x: jax.Array,
-    width: int,
-    norm: Callable[..., nn.Module],
-    activation: Callable[[jax.Array], jax.Array],
+    self, x: jax.Array, width: int, norm: Norm, activation: Activation
   ) -> jax.Array:
     for features, size, stride, name in self.convs(width):
       x = conv(features, size, stride, x.dtype, name)(x)
@@ -95,11 +90,7 @@ class PatchStem(Stem):
   """The stem "patch4": a linear projection of 4×4 patches."""
 
   def __call__(
-    self,
-    x: jax.Array,
-    width: int,
-    norm: Callable[..., nn.Module],
-    activation: Callable[[jax.Array], jax.Array],
+    self, x: jax.Array, width: int, norm: Norm, activation: Activation
   ) -> jax.Array:
     x = nn.Conv(
       width,

@@ -1,7 +1,6 @@
 """Halo attention as timm computes it, for timm's weights."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,16 +11,17 @@ from jaxtyping import Array, Float
 from halonet.fields import field
 from halonet.layers import layouts
 from halonet.layers.base import (
+  Norm,
   Site,
   average_pool,
-  check_heads,
+  merge_heads,
   position_entries,
-  project,
+  projections,
   relative_table,
   round_to_eight,
 )
 from halonet.layers.halo import Blocked, sow_attention
-from halonet.layers.layouts import Entries, Entry, Shapes
+from halonet.layers.layouts import Entries, Layout, Shapes
 from halonet.ops import positions
 from halonet.ops.attention import blocked_local_attention
 
@@ -57,14 +57,9 @@ class TimmHaloAttention(nn.Module):
     Raises:
       ValueError: if `heads` does not divide a width.
     """
-    qk_features = self.qk_features or x.shape[-1]
-    value_features = self.value_features or x.shape[-1]
-    check_heads(self.heads, qk_features, value_features, half_tables=False)
-    head_dim = qk_features // self.heads
-    scale = head_dim**-0.5
-    query = project(x, self.heads, qk_features, self.dtype, "query", scale)
-    key = project(x, self.heads, qk_features, self.dtype, "key")
-    value = project(x, self.heads, value_features, self.dtype, "value")
+    query, key, value, head_dim = projections(
+      self, x, half_tables=False, scaled=True
+    )
     dead = 2 * self.halo_size
     rows = dead + positions.num_offsets(self.block_size, self.halo_size)
     tables = [
@@ -88,8 +83,7 @@ class TimmHaloAttention(nn.Module):
     output = blocked_local_attention(
       query, key, value, *tables, implementation=self.implementation, **options
     )
-    output = output.reshape(*output.shape[:3], value_features)
-    return average_pool(output, pool)
+    return average_pool(merge_heads(output), pool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +114,7 @@ class TimmHalo(Blocked):
   def dead_rows(self) -> int:
     return 2 * self.halo_size
 
-  def layer(
-    self, block: Site, norm: Callable[..., nn.Module], dtype: DTypeLike
-  ) -> nn.Module:
+  def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     return TimmHaloAttention(
       block_size=self.block_size,
       halo_size=self.halo_size,
@@ -154,6 +146,6 @@ class TimmHalo(Blocked):
       layouts.joined_projections(
         attention, f"{theirs}.self_attn.q", ("query",), shapes
       )
-      | {f"{theirs}.self_attn.kv.weight": Entry((key, value), export, read)}
+      | {f"{theirs}.self_attn.kv.weight": Layout((key, value), export, read)}
       | position_entries(ours, theirs)
     )

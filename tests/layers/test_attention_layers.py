@@ -199,7 +199,6 @@ def test_sinusoids_tell_all_pixels_apart():
       "nothing is left",
     ),
     (PerPixelAttention(2, 3, stride=0), "stride is 0; it must be a whole"),
-    (PerPixelAttention(2, 3, qk_features=0), "qk_features is 0"),
   ],
 )
 def test_impossible_layers_are_named(layer, words):

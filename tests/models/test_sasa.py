@@ -195,15 +195,3 @@ def test_a_map_that_moves_by_the_stride_moves_the_features():
 def test_impossible_fields_are_named(fields, words):
   with pytest.raises(ValueError, match=words):
     narrow(**fields)
-
-
-def test_all_models_take_the_paper_size():
-  for name in halonet.list_models("sasa_*"):
-    features = halonet.create_model(name).spec.feature_info
-    assert [feature.stride for feature in features] == [4, 8, 16, 32]
-  assert (
-    "stem"
-    in abstract_variables(
-      halonet.create_model("sasa_resnet26_full", base_width=16), (1, 32, 32, 3)
-    )["params"]
-  )
