@@ -73,7 +73,7 @@ class Field:
     if self.choices:
       return f"one of {', '.join(map(str, self.choices))}"
     bounds = [
-      f"{words} {bound:g}"
+      f"{words} {bound}"
       for words, bound in (
         ("at least", self.least),
         ("above", self.above),
@@ -244,8 +244,9 @@ def describe(fields: Mapping[str, Field], prefix: str = "") -> str:
   """Formats fields for a terminal: default, type or range, explanation."""
   lines = []
   for name, each in fields.items():
-    kind = each.range() or kind_words(each.kind)
-    lines.append(f"{prefix}{name} = {each.default!r}  ({kind})")
+    kind = kind_words(each.kind) if not each.choices else ""
+    words = ", ".join(filter(None, [kind, each.range()]))
+    lines.append(f"{prefix}{name} = {each.default!r}  ({words})")
     note = " A run that has begun may change it." if each.changeable else ""
     lines += textwrap.wrap(
       each.help + note, 76, initial_indent="    ", subsequent_indent="    "
