@@ -268,7 +268,7 @@ def bare_batches(files, size, number):
 
 def train_batches(files, size, number, *, image_dtype):
   """Returns the stream that a training on a folder of these files reads."""
-  from halonet.tasks.registry import make_task
+  from halonet.tasks.task import make_task
 
   from halonet.data import pipeline
   from halonet.data.runtime import tf

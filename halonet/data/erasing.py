@@ -2,8 +2,7 @@
 
 from halonet.data.runtime import tf
 
-# Ranges of the rectangle's share of the image's area and of its height divided
-# by its width (section 4).
+# Ranges of the rectangle's share of the area and of its height to width.
 _AREA = (0.02, 1 / 3)
 _ASPECT = (0.3, 1 / 0.3)
 

@@ -21,11 +21,9 @@ import numpy as np
 from halonet.data.runtime import tf
 from halonet.data.sources import Split
 
-# Enough for the processes of a large pod. A process keeps one file open for
-# each of its lanes.
+# Enough for the processes of a large pod. Each lane keeps a file open.
 _MOST_LANES = 256
-# A lane begins in the middle of a file and reads over what comes before: an
-# eighth of all it reads, with four files a lane.
+# A lane skips the beginning of its first file, an eighth of all that it reads.
 _FILES_PER_LANE = 4
 
 # Branches of the config's seed: no two purposes draw the same numbers.

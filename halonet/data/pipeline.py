@@ -131,11 +131,7 @@ def _zeros(dataset):
 
 
 def _batches(stream, local, task, train, split, records_of):
-  """Iterates over batches of examples.
-
-  `records_of` returns the records of a batch, by the batch's number; it takes
-  them from the split that it is given.
-  """
+  """Iterates over batches; `records_of(split, number)` reads one undecoded."""
 
   def finish(batch):
     images = preprocessing.normalise(batch["image"], task.config.data)

@@ -130,11 +130,6 @@ def _join(levels):
   )
 
 
-def identity(pixels: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
-  """Leaves the image as it is."""
-  return tf.identity(pixels)
-
-
 # ------------------------------------------------------------------ histograms
 
 
@@ -335,7 +330,7 @@ def _transform(pixels, a, b, c, d, e, f):
 # greatest magnitude in both directions. The ranges are those of AutoAugment
 # (Cubuk et al. 2019, table 6). Operations of one direction repeat it.
 OPERATIONS: dict[str, tuple[Callable, float, float, float]] = {
-  "identity": (identity, 0, 0, 0),
+  "identity": (lambda pixels, _: tf.identity(pixels), 0, 0, 0),
   "autocontrast": (autocontrast, 0, 0, 0),
   "equalize": (equalize, 0, 0, 0),
   "rotate": (rotate, 0, 30, -30),

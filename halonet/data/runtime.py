@@ -17,7 +17,6 @@ with contextlib.suppress(RuntimeError):
   tf.config.threading.set_intra_op_parallelism_threads(1)
 
 # Images made at once. The number that tf.data chooses makes 5 % fewer.
-if hasattr(os, "sched_getaffinity"):
+CORES = os.cpu_count()
+if hasattr(os, "sched_getaffinity"):  # Not on macOS.
   CORES = len(os.sched_getaffinity(0))
-else:  # macOS.
-  CORES = os.cpu_count()

@@ -10,17 +10,12 @@ import dataclasses
 import importlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_collections
 import numpy as np
 
 from halonet.errors import UsageError
-
-if TYPE_CHECKING:
-  import tensorflow as tf
-
-  Example = dict[str, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,8 +24,7 @@ class Split:
 
   Attributes:
     files: path of every shard's file.
-    skips: number of examples at the beginning of each file that do not belong
-      to this split.
+    skips: number of examples before this split's in every file.
     sizes: number of examples in every shard.
     read: function that turns scalar tensors (shard, skip, take) into a
       `tf.data.Dataset` of `take` examples of that shard's file after its first
@@ -43,12 +37,12 @@ class Split:
   files: np.ndarray
   skips: np.ndarray
   sizes: np.ndarray
-  read: "Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.data.Dataset]"
-  read_one: "Callable[[tf.Tensor], Example] | None" = None
+  read: Callable[[Any, Any, Any], Any]
+  read_one: Callable[[Any], dict[str, Any]] | None = None
 
   @classmethod
   def of_files(
-    cls, files: Iterable[str], read_one: "Callable[[tf.Tensor], Example]"
+    cls, files: Iterable[str], read_one: Callable[[Any], dict[str, Any]]
   ) -> "Split":
     """Makes a split of files that hold one example each."""
     from halonet.data.runtime import tf

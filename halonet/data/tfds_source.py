@@ -13,14 +13,8 @@ from halonet.errors import UsageError, unknown
 
 # Named when a data set is not found; TFDS knows some hundreds more.
 _WELL_KNOWN = (
-  "digits",
-  "mnist",
-  "cifar10",
-  "cifar100",
-  "imagenet2012",
-  "imagenette",
-  "oxford_flowers102",
-  "food101",
+  "digits, mnist, cifar10, cifar100, imagenet2012, imagenette,"
+  " oxford_flowers102, food101"
 )
 
 
@@ -120,12 +114,12 @@ def load_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder(name, data_dir=data_dir)
   except (tfds.core.registered.DatasetNotFoundError, ImportError):
-    known = [*SOURCES, *_WELL_KNOWN]
-    everything = {*tfds.list_builders(with_community_datasets=False), *known}
+    builders = tfds.list_builders(with_community_datasets=False)
+    everything = {*builders, *SOURCES}
     near = unknown("data set", name, everything).split("known:")[0]
     raise UsageError(
-      f"config.data.name: {near}known: {', '.join(known)}, and all"
-      f" {len(everything)} of tensorflow.org/datasets/catalog"
+      f"config.data.name: {near}known: {', '.join(SOURCES)}, {_WELL_KNOWN}, and"
+      f" all {len(everything)} of tensorflow.org/datasets/catalog"
     ) from None
   except Exception as error:  # A wrong version, a wrong variant, a bad folder.
     reason = " ".join(str(error).split()) or type(error).__name__
