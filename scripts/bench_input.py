@@ -268,11 +268,10 @@ def bare_batches(files, size, number):
 
 def train_batches(files, size, number, *, image_dtype):
   """Returns the stream that a training on a folder of these files reads."""
-  from halonet.tasks.task import make_task
-
   from halonet.data import pipeline
   from halonet.data.runtime import tf
   from halonet.data.sources import Split
+  from halonet.tasks.task import make_task
   from halonet.training.config import load_config
 
   overrides = {
