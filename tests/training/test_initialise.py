@@ -11,15 +11,19 @@ from halonet.errors import UsageError
 from halonet.interop import pretrained
 from halonet.models.registry import create_model
 from halonet.parallel import make_mesh
+from halonet.tasks.task import make_task
 from halonet.training import config as config_lib
 from halonet.training import initialise
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.restore import restore_model
 from halonet.training.state import TrainState, make_init
+from tests.layers.test_base import resize
 
 SMALL = dict(depths=(1, 1), heads=(2, 2), base_width=8, num_classes=5)
 # Both operators whose tables differ, in timm's way.
-TIMM = SMALL | dict(operators=("h", "g"), block_size=4, halo_size=1)
+TIMM = SMALL | dict(
+  operators=("timm_halo", "global"), block_size=4, halo_size=1
+)
 
 
 def draw(model, seed=0):
@@ -42,43 +46,9 @@ def transfer(source, target, seeds=(0, 1)):
     draw(model, seed)
     for model, seed in zip((source, target), seeds, strict=True)
   ]
-  result, notes = initialise.transfer(*trees, source.spec, target.spec)
+  result, notes = initialise.transfer(*trees, source, target)
   assert jax.tree.structure(result) == jax.tree.structure(trees[1])
   return *map(flat, trees), flat(result), notes
-
-
-def resize(table, offsets):
-  """By numpy's own interpolation, a column at a time."""
-  old, new = len(table) // 2, offsets // 2
-  places = [o * old / new if new else 0.0 for o in range(-new, new + 1)]
-  columns = [np.interp(places, np.arange(-old, old + 1), c) for c in table.T]
-  return np.stack(columns, axis=1)
-
-
-@pytest.mark.parametrize("old", [1, 3, 5, 13, 21])
-@pytest.mark.parametrize("new", [1, 3, 9, 13, 27])
-def test_tables_are_interpolated_about_offset_zero(old, new):
-  table = np.random.default_rng(0).normal(size=(old, 3)).astype(np.float32)
-  resized = initialise.resize_table(table, new)
-  assert resized.shape == (new, 3) and resized.dtype == np.float32
-  np.testing.assert_allclose(resized, resize(table, new), atol=1e-6)
-  np.testing.assert_array_equal(resized[new // 2], table[old // 2])
-  mirrored = initialise.resize_table(table[::-1], new)
-  np.testing.assert_array_equal(mirrored, resized[::-1])
-  if old == new:
-    np.testing.assert_array_equal(resized, table)
-  if new > 1:
-    np.testing.assert_array_equal(resized[[0, -1]], table[[0, -1]])
-
-
-@pytest.mark.parametrize("new", [3, 9, 13, 27])
-def test_a_linear_table_stays_linear(new):
-  table = np.arange(-6.0, 7.0)[:, None] * np.array([1.0, -2.0]) + 3.0
-  offsets = np.arange(new) - new // 2
-  expected = offsets[:, None] * 6 / (new // 2) * np.array([1.0, -2.0]) + 3.0
-  np.testing.assert_allclose(
-    initialise.resize_table(table, new), expected, atol=1e-12
-  )
 
 
 def test_the_same_model_takes_all_as_it_is():
@@ -105,7 +75,7 @@ def test_another_block_and_halo_resize_the_tables_alone():
     create_model("halonet_h1", **SMALL, block_size=4, halo_size=1),
     create_model("halonet_h1", **SMALL, block_size=5, halo_size=3),
   )
-  assert notes == ["4 relative tables are resized from 9 to 15 offsets"]
+  assert notes == ["4 relative tables are resized from 9 to 15 rows"]
   for path, array in result.items():
     expected = source[path]
     if "relative" in path:
@@ -134,10 +104,10 @@ def test_timms_tables_are_resized_where_they_are_alive(block_size, halo_size):
     np.testing.assert_allclose(
       result[path], resize(source[path], 11), atol=1e-6
     )
-  assert sorted(notes) == [
-    "2 relative tables are resized from 15 to 11 offsets",
-    f"2 relative tables are resized from 9 to {live} offsets",
-  ]
+  assert set(notes) == {
+    "2 relative tables are resized from 15 to 11 rows",
+    f"2 relative tables are resized from 11 to {live + dead} rows",
+  }
 
 
 @pytest.mark.parametrize(
@@ -149,7 +119,10 @@ def test_timms_tables_are_resized_where_they_are_alive(block_size, halo_size):
     (dict(df=4), r"final/kernel \(16, 4\) is missing"),
     (dict(df=4), r"classifier/kernel is \(16, 5\), not \(4, 5\)"),
     (dict(heads=(4, 2)), r"relative_height is \(21, 2\), not \(21, 1\)"),
-    (dict(operators=("c", "h")), r"attention/\S+ \([\d, ]+\) is unexpected"),
+    (
+      dict(operators=("conv", "halo")),
+      r"attention/\S+ \([\d, ]+\) is unexpected",
+    ),
   ],
 )
 def test_what_does_not_fit_is_named(fields, message):
@@ -165,14 +138,10 @@ def test_what_does_not_fit_is_named(fields, message):
 def initial_state(config, num_classes):
   """The fresh state and the one to begin with, by path, and the notes."""
   mesh = make_mesh()
-  model = config_lib.create_model(config, num_classes)
-  draw_state = make_init(
-    model,
-    optimizer_lib.make_optimizer(config),
-    config.data.image_size,
-    mesh,
-    ema=config.ema_decay > 0,
-  )
+  labels = [str(number) for number in range(num_classes)]
+  model = config_lib.create_model(config, make_task(config, {"labels": labels}))
+  optimizer = optimizer_lib.make_optimizer(config)
+  draw_state = make_init(model, optimizer, config, mesh)
   fresh = draw_state(config.seed)
   state, notes = initialise.initial_state(config, model, fresh, mesh)
   assert shapes(state) == shapes(fresh)
@@ -181,10 +150,6 @@ def initial_state(config, num_classes):
 
 def shapes(state):
   return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state)
-
-
-def variables_of(state):
-  return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def test_a_run_at_another_size_with_another_block(trained, small_config):
@@ -200,18 +165,18 @@ def test_a_run_at_another_size_with_another_block(trained, small_config):
   assert notes == [
     f"Weights from {workdir}",
     "The classifier is drawn afresh: 4 classes in place of 10",
-    "4 relative tables are resized from 5 to 9 offsets",
+    "4 relative tables are resized from 5 to 9 rows",
   ]
   source = flat(restore_model(str(workdir), make_mesh()).variables)
-  for path, array in flat(variables_of(state)).items():
+  for path, array in flat(state.variables).items():
     if "classifier" in path:
-      expected = flat(variables_of(fresh))[path]
+      expected = flat(fresh.variables)[path]
     elif "relative" in path:
       expected = resize(source[path], 9)
     else:
       expected = source[path]
     np.testing.assert_allclose(array, expected, atol=1e-6, err_msg=path)
-  jax.tree.map(np.testing.assert_array_equal, state.ema, variables_of(state))
+  jax.tree.map(np.testing.assert_array_equal, state.ema, state.variables)
   for leaf in [*jax.tree.leaves(state.opt_state), state.step]:
     assert not np.any(np.asarray(leaf))
   # The training step consumes the state, so no array may be there twice.
@@ -235,16 +200,23 @@ def weights(tmp_path):
 
 
 def begin(init_from, name="halonet26t", **fields):
-  model = create_model(name, **TIMM | fields)
+  fields = TIMM | fields
+  if "timm" not in name and not name.startswith("halonet26"):
+    fields = SMALL
+  model = create_model(name, **fields)
   config = ml_collections.ConfigDict(
-    dict(init_from=init_from, model=dict(name=name))
+    dict(init_from=init_from, model=dict(name=name, **fields))
   )
   mesh = make_mesh()
+  drawn = draw(model, seed=1)
   state = TrainState(
-    step=jnp.zeros((), jnp.int32), opt_state=(), **draw(model, seed=1)
+    step=jnp.zeros((), jnp.int32),
+    params=drawn.pop("params"),
+    collections=drawn,
+    opt_state=(),
   )
   state, notes = initialise.initial_state(config, model, state, mesh)
-  return flat(variables_of(state)), notes
+  return flat(state.variables), notes
 
 
 def test_timms_weights_from_a_file(weights):
@@ -253,7 +225,7 @@ def test_timms_weights_from_a_file(weights):
   result, notes = begin(path, num_classes=3)
   assert notes[1:] == [
     "The classifier is drawn afresh: 3 classes in place of 5",
-    "2 relative tables are resized from 19 to 9 offsets",
+    "2 relative tables are resized from 23 to 11 rows",
   ]
   table = "params/stage1_block1/attention/relative_width"
   np.testing.assert_allclose(
@@ -313,7 +285,7 @@ def test_tables_of_odd_windows_are_resized():
     create_model("sasa_resnet26", **SMALL, window_size=size) for size in (3, 7)
   )
   given, _, result, notes = transfer(source, target)
-  assert notes == ["4 relative tables are resized from 3 to 7 offsets"]
+  assert notes == ["4 relative tables are resized from 3 to 7 rows"]
   path = "params/stage1_block1/attention/relative_width"
   np.testing.assert_allclose(result[path], resize(given[path], 7), atol=1e-6)
 
