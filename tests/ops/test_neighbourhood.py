@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,14 +51,3 @@ def test_places_may_be_traced():
     hidden, layer.hides(0, pixel=layer.key_pixels(0)[2:])
   )
   assert layer.hides(0, offset=layer.key_offsets()) is False
-
-
-@pytest.mark.parametrize(
-  "stride, side, output", [(1, 4, (9, 7)), (2, 2, (5, 4))]
-)
-def test_sizes(stride, side, output):
-  layer = Neighbourhood(
-    height=9, width=7, block_size=4, halo_size=1, stride=stride
-  )
-  assert (layer.rows, layer.cols, layer.window) == (3, 2, 6)
-  assert (layer.side, layer.output_size, layer.farthest) == (side, output, 4)
