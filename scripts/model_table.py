@@ -1,4 +1,4 @@
-"""Prints the README's table of models, or writes it into the README.
+"""Prints the table of models, or writes it into docs/models.md.
 
   python scripts/model_table.py [--write]
 
@@ -14,13 +14,14 @@ import halonet
 from halonet.cost import model as model_cost
 from halonet.models.registry import get_entry
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
 
 # Where a model is described; its published parameters, in millions; its
 # published ImageNet top-1 with the place where it stands. Tables are HaloNet's
 # unless they are said to be SASA's. [2]: a secondary source. "21k": pre-trained
-# on ImageNet-21k, at 384. "held out": on a part of the training images.
+# on ImageNet-21k, at 384. "held out": on a part of the training images. A model
+# that nobody published has no row.
 PUBLISHED = {
   "halonet_h0": ("Table 2", "5.5", "77.9 [2]"),
   "halonet_h1": ("Table 2", "8.1", "79.9 [2]"),
@@ -81,7 +82,7 @@ PUBLISHED = {
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
-    "--write", action="store_true", help=f"between the marks in {README.name}"
+    "--write", action="store_true", help=f"between the marks in {PAGE.name}"
   )
   arguments = parser.parse_args()
   lines = [
@@ -93,17 +94,17 @@ def main() -> None:
   if not arguments.write:
     print("\n".join(lines))
     return
-  before, rest = README.read_text().split(BEGIN)
+  before, rest = PAGE.read_text().split(BEGIN)
   _, after = rest.split(END)
-  README.write_text("\n".join([before + BEGIN, *lines, END + after]))
-  print(f"Wrote {README}")
+  PAGE.write_text("\n".join([before + BEGIN, *lines, END + after]))
+  print(f"Wrote {PAGE}")
 
 
 def row(name: str) -> str:
   model = halonet.create_model(name)
   size = get_entry(name).image_size
   cost = model_cost.count(model, size).total
-  source, millions, accuracy = PUBLISHED[name]
+  source, millions, accuracy = PUBLISHED.get(name, ("–",) * 3)
   return (
     f"| `{name}` | {size} | {cost.parameters:,} | {millions} |"
     f" {cost.flops / 1e9:.2f} | {source} | {accuracy} | not yet measured |"

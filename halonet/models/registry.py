@@ -32,11 +32,18 @@ class ModelEntry:
   fields: Mapping[str, Any]
 
 
+# A host and a table of its models, on each line.
+_HOSTS = (
+  (ResNet, HALONETS),
+  (ResNet, RESNETS),
+  (ResNet, SASAS),
+  (ResNet, TIMM_MODELS),
+)
+
 _MODELS = {
-  name: ModelEntry(ResNet, image_size, fields)
-  for name, (image_size, fields) in (
-    HALONETS | RESNETS | SASAS | TIMM_MODELS
-  ).items()
+  name: ModelEntry(host, image_size, fields)
+  for host, table in _HOSTS
+  for name, (image_size, fields) in table.items()
 }
 
 
