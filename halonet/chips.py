@@ -14,17 +14,22 @@ class Chip:
   if the chip has two cores, which then work as one (v4, v5p).
 
   Attributes:
-    kinds: How the `device_kind` of JAX may begin.
+    kinds: What the `device_kind` of JAX may begin with. The longest that fits
+      a device counts, of all chips; the last is the one shown to users.
     peak_flops: FLOP/s of dense matrix products in bfloat16.
     hbm_bytes: Memory in bytes.
     hbm_bandwidth: Bytes/s between memory and device.
-    clock_hz: Clock; None where nothing is counted in cycles.
+    clock_hz: Clock; needed if `topology` is set, to turn cycles into seconds.
     devices: Devices per chip.
-    vector_memory: Bytes of a core's vector memory; None if the fused kernels do
-      not run on the chip (before v4, it takes no bfloat16 operands).
+    vector_memory: Bytes of a TPU core's vector memory. It lets the form
+      "pallas_tpu" serve the chip, with tiles that fit in it. None if those
+      kernels do not run there (before v4, no vector unit takes bfloat16).
     topology: Example of a slice as the TPU compiler names it, generation and
-      shape in chips; None if it does not know the chip.
-    compiler_options: What the compiler must be told beside the topology.
+      shape in chips, such as "v5e:4x4". It lets the commands of
+      `halonet.tpu` estimate steps on slices of as many dimensions. None if the
+      compiler does not know the chip.
+    compiler_options: Options of JAX's `get_topology_desc` that slices of this
+      chip need beside their name.
   """
 
   kinds: tuple[str, ...]
@@ -54,11 +59,14 @@ _MIB, _GIB = 1 << 20, 1 << 30
 CHIPS = (
   Chip(("TPU v2",), 22.5e12, 8 * _GIB, 350e9, 0.70e9, devices=2),
   Chip(
-    ("TPU v3",), 61.5e12, 16 * _GIB, 450e9, 0.94e9, 2, topology="v3:4x4"
+    ("TPU v3",), 61.5e12, 16 * _GIB, 450e9, 0.94e9,
+    devices=2, topology="v3:4x4"
   ),
   Chip(
-    ("TPU v4",), 275e12, 32 * _GIB, 1200e9, 1.05e9, 1, 16 * _MIB, "v4:2x2x4",
-    {"chip_config_name": "megacore", "chips_per_host_bounds": [2, 2, 1]}
+    ("TPU v4",), 275e12, 32 * _GIB, 1200e9, 1.05e9,
+    vector_memory=16 * _MIB, topology="v4:2x2x4", compiler_options={
+      "chip_config_name": "megacore", "chips_per_host_bounds": [2, 2, 1]
+    }
   ),
   Chip(
     ("TPU v5 lite", "TPU v5e"), 197e12, 16 * _GIB, 819e9, 1.50e9,

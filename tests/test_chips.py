@@ -2,7 +2,7 @@
 
 import pytest
 
-from halonet.chips import find_kind
+from halonet.chips import GENERATIONS, find_kind
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,10 @@ from halonet.chips import find_kind
 def test_peak_and_clock_agree(kind, mxu_flops):
   chip = find_kind(kind)
   assert chip.clock_hz * mxu_flops == pytest.approx(chip.peak_flops, rel=0.03)
+
+
+def test_chips_with_slices_have_a_clock():
+  assert all(chip.clock_hz for chip in GENERATIONS.values())
 
 
 def test_the_longest_name_counts():

@@ -11,6 +11,7 @@ from sklearn.datasets import load_sample_images
 
 from halonet.data import order, pipeline, preprocessing, sources
 from halonet.tasks.classification import Classification
+from halonet.training.options import FIELDS
 
 # A window in the middle of nowhere: row, column, height, width.
 WINDOW = (32, 48, 200, 304)
@@ -23,13 +24,13 @@ def data(**overrides):
     std=(1.0, 1.0, 1.0),
     crop_area=1.0,
     flip=False,
-    randaugment_layers=0,
-    random_erasing=0.0,
-    crop_fraction=1.0,
-    interpolation="bilinear",
-    image_dtype="float32",
   )
-  return ml_collections.ConfigDict(fields | overrides)
+  defaults = {
+    name.removeprefix("data."): field.default
+    for name, field in FIELDS.items()
+    if name.startswith("data.")
+  }
+  return ml_collections.ConfigDict(defaults | fields | overrides)
 
 
 def photograph(width=90, height=60, mode="RGB"):

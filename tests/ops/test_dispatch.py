@@ -7,6 +7,7 @@ import jax
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from halonet.chips import CHIPS
 from halonet.ops import dispatch
 from halonet.ops.forms.form import Place
 from halonet.ops.forms.tpu.pallas_tpu import fit
@@ -52,7 +53,7 @@ def chosen(kind, name, *, devices=4, rows=1, **options):
 
 
 @pytest.mark.parametrize(
-  "kind", ["TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite"]
+  "kind", [chip.kinds[0] for chip in CHIPS if chip.vector_memory]
 )
 def test_auto_takes_kernels_on_tpus(kind, caplog):
   with caplog.at_level(logging.INFO):
@@ -66,7 +67,7 @@ def test_auto_takes_kernels_on_tpus(kind, caplog):
 @pytest.mark.parametrize(
   "arguments, reason",
   [
-    (dict(kind="TPU v3"), "TPU v3 is not TPU v4, v5e, v5p or v6e"),
+    (dict(kind="TPU v3"), "TPU v3 is not one of TPU v4, TPU v5e"),
     (dict(dtype="float32"), "it takes bfloat16, not float32"),
     (dict(batch=6), "a batch of 6 does not split over 4 devices"),
     (dict(rows=2), "the mesh splits 'rows', and kernels can split only 'data'"),

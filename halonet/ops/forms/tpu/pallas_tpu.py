@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from halonet.chips import CHIPS
 from halonet.ops.forms.form import Form
 from halonet.ops.forms.tpu.tiling import Tiling
 
@@ -20,7 +21,8 @@ class PallasTpu(Form):
       return None
     memory = place.chip.vector_memory if place.chip else None
     if memory is None:
-      return f"{place.kind} is not TPU v4, v5e, v5p or v6e"
+      served = [chip.kinds[-1] for chip in CHIPS if chip.vector_memory]
+      return f"{place.kind} is not one of {', '.join(served)}"
     if dtype != jnp.bfloat16:
       return f"it takes bfloat16, not {dtype}"
     widths = query.shape[-1], value.shape[-1]

@@ -52,7 +52,9 @@ print("CALLS", text.count('custom_call_target="tpu_custom_call"'))
     dict(window_size=14),
   ],
 )
-@pytest.mark.parametrize("generation", ["v4", "v5e", "v5p", "v6e"])
+@pytest.mark.parametrize(
+  "generation", [g for g, chip in GENERATIONS.items() if chip.vector_memory]
+)
 def test_kernels_compile_for_tpus(generation, fields):
   if not step_cost.available():
     pytest.skip(f"needs {step_cost.required_package()}")
