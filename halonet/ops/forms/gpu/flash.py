@@ -58,7 +58,7 @@ def _forward(layer, interpret, queries, key, value):
 def _attend(layer, interpret, queries, key, value, dtype):
   """Returns the output, and log-sum-exp: float32 `[batch, pixels, heads]`."""
   batch, size, heads = key.shape[0], layer.output_size, key.shape[3]
-  layout = kernels.Layout.of(key, value, layer, interpret)
+  layout = kernels.KernelLayout.of(key, value, layer, interpret)
   output, sums = _call(
     kernels.forward_kernel,
     layout,
@@ -76,7 +76,7 @@ def _attend(layer, interpret, queries, key, value, dtype):
 def _backward(layer, interpret, saved, gradient):
   """Returns gradients of the extended queries, the keys and the values."""
   queries, key, value, output, sums = saved
-  layout = kernels.Layout.of(key, value, layer, interpret)
+  layout = kernels.KernelLayout.of(key, value, layer, interpret)
   # What the softmax subtracts: a query's weights times their gradients, summed.
   means = (output * gradient.astype(jnp.float32)).sum(axis=-1)
   means = means.reshape(sums.shape)

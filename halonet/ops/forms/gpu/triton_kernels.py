@@ -26,7 +26,7 @@ _LOG2_E = math.log2(math.e)
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class KernelLayout:
   """One layer and the sizes of a kernel's arrays: powers of two, for Triton.
 
   Attributes:
@@ -68,7 +68,7 @@ class Layout:
     value: jax.Array,
     layer: Neighbourhood,
     interpret: bool,
-  ) -> "Layout":
+  ) -> "KernelLayout":
     """Returns the layout for maps `[batch, height, width, heads, dim]`."""
     *_, heads, head_dim = key.shape
     value_dim, dtype = value.shape[-1], key.dtype
@@ -120,7 +120,7 @@ def _precision(dtype, interpret):
 class _Block:
   """The block and head that an instance works on."""
 
-  layout: Layout
+  layout: KernelLayout
   col: jax.Array
   row: jax.Array
   head: jax.Array
