@@ -1,4 +1,4 @@
-"""Draws the README's picture of a block and its halo.
+"""Draws the picture of blocks and halos in README.md and docs/attention.md.
 
 python scripts/draw_block_and_halo.py [FILE.png]
 """
@@ -26,7 +26,7 @@ def main() -> None:
     "file",
     nargs="?",
     type=pathlib.Path,
-    default=pathlib.Path(__file__).parent / "figures" / "block_and_halo.png",
+    default=pathlib.Path("docs/figures/block_and_halo.png"),
   )
   path = parser.parse_args().file
 

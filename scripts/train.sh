@@ -12,4 +12,4 @@ case " $*" in
   *' --config='* | *' --config '* | *' -h'* | *' --help'*) ;;
   *) set -- --config="$here/configs/digits.py" "$@" ;;
 esac
-exec "$here/.venv/bin/python" -m halonet.train "$@"
+exec "${HALONET_VENV:-$here/.venv}/bin/python" -m halonet.train "$@"

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from halonet.errors import UsageError
@@ -112,7 +111,7 @@ class Source(abc.ABC):
     """
 
 
-Opener = Callable[[ml_collections.ConfigDict, Mapping[str, str]], Source]
+Opener = Callable[["ml_collections.ConfigDict", Mapping[str, str]], Source]
 
 # Name → the opener, or where it is. All other names are those of TFDS.
 SOURCES: dict[str, Opener | str] = {
@@ -133,7 +132,7 @@ def register(name: str, opener: Opener) -> None:
 
 
 def open_source(
-  data: ml_collections.ConfigDict, needs: Mapping[str, str]
+  data: "ml_collections.ConfigDict", needs: Mapping[str, str]
 ) -> Source:
   """Opens a data set, which is downloaded and prepared if need be.
 
@@ -152,7 +151,7 @@ def open_source(
 
 
 def describe(
-  data: ml_collections.ConfigDict, needs: Mapping[str, str]
+  data: "ml_collections.ConfigDict", needs: Mapping[str, str]
 ) -> Source:
   """Finds a data set without preparing it, for its name and its classes.
 

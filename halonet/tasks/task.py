@@ -8,14 +8,16 @@ the metadata of a data set once that is known: `make_task(config, metadata)`.
 import abc
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from halonet.errors import UsageError, unknown
 from halonet.fields import Field
+
+if TYPE_CHECKING:
+  import ml_collections
 
 Rows = dict[str, Any]
 Spec = dict[str, tuple[tuple[int, ...], str]]
@@ -54,7 +56,7 @@ class Task(abc.ABC):
 
   def __init__(
     self,
-    config: ml_collections.ConfigDict,
+    config: "ml_collections.ConfigDict",
     metadata: Mapping[str, Any] | None = None,
   ):
     self.config = config
@@ -203,7 +205,8 @@ def get_task(name: str) -> type[Task]:
 
 
 def make_task(
-  config: ml_collections.ConfigDict, metadata: Mapping[str, Any] | None = None
+  config: "ml_collections.ConfigDict",
+  metadata: Mapping[str, Any] | None = None,
 ) -> Task:
   """Makes the task of a config."""
   return get_task(config.task)(config, metadata)

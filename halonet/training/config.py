@@ -84,9 +84,16 @@ def load_config(
     UsageError: that names the field, the value and the remedy.
   """
   given = flatten(ml_collections.ConfigDict(read_file(source)))
-  texts = fields_lib.parse_overrides(
-    [f"--config.{override}" for override in overrides]
-  )
+  return _build(source, given, _split(overrides))
+
+
+def _split(overrides):
+  words = [f"--config.{override}" for override in overrides]
+  return fields_lib.parse_overrides(words)
+
+
+def _build(source, given, texts):
+  """Makes a config of the values in a file and the texts of overrides."""
   # What decides which fields there are, before their types are known.
   fields = config_fields(given | _parsed(texts, FIELDS))
   for field in (*given, *texts):
@@ -106,9 +113,15 @@ def field_names(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def help_text(source: str, overrides: Iterable[str] = ()) -> str:
-  """Formats every field of a config, with the values that it has as such."""
-  config = load_config(source, overrides)
-  values = flatten(config)
+  """Formats every field of a config, with its value there.
+
+  A model that the overrides name has its own values, not those of the file.
+  """
+  given = flatten(ml_collections.ConfigDict(read_file(source)))
+  texts = _split(overrides)
+  if "model.name" in texts:
+    given = {k: v for k, v in given.items() if not k.startswith("model.")}
+  values = flatten(_build(source, given, texts))
   fields = {
     name: Field(**(vars(each) | {"default": values[name]}))
     for name, each in config_fields(values).items()
@@ -269,17 +282,17 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict:
 
 
 def _unknown_field(field, texts, source, fields):
-  if (
-    field in texts
-    or not field.startswith("model.")
-    or "model.name" not in texts
-  ):
+  parts = [name for name in texts if name.startswith("model.")]
+  if field in texts or not field.startswith("model.") or not parts:
     where = f"--config.{field}" if field in texts else source
+    if field.startswith("model."):  # The other parts' fields do not help.
+      fields = [name for name in fields if name.startswith("model.")]
     return f"{where}: {unknown('field', field, fields, 'config.')}"
+  changes = ", ".join(f"--config.{name}={texts[name]}" for name in parts)
   return (
-    f"{source} sets config.{field}, which the model {texts['model.name']} does"
-    " not have; take a config for that model (--config=FILE:ARG may have one,"
-    " as configs/digits.py:sasa), or a copy of the file without the field"
+    f"{source} sets config.{field}, which the model does not have with"
+    f" {changes}; take a config for that model (configs/digits.py:sasa is one),"
+    " or a copy of the file without the field"
   )
 
 
