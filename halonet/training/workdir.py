@@ -42,6 +42,7 @@ class Workdir:
     self.tensorboard = self.path / "tensorboard"
     self._config = self.path / "config.json"
     self._metadata = self.path / "metadata.json"
+    self._labels = self.path / "labels.txt"  # Of a run before there were tasks.
     self._data = self.path / "data.json"
     self._results = self.path / "results.json"
 
@@ -127,10 +128,9 @@ class Workdir:
 
   def metadata(self) -> dict[str, Any]:
     """Reads what the task knows of the data set; UsageError without it."""
-    labels = self.path / "labels.txt"  # Of a run before there were tasks.
     try:
-      if labels.exists() and not self._metadata.exists():
-        return {"labels": labels.read_text().splitlines()}
+      if self._labels.exists() and not self._metadata.exists():
+        return {"labels": self._labels.read_text().splitlines()}
       return json.loads(self._metadata.read_text())
     except (OSError, ValueError) as error:
       reason = getattr(error, "strerror", None) or error
@@ -141,7 +141,8 @@ class Workdir:
 
   def check_metadata(self, metadata: dict[str, Any]) -> None:
     """Raises UsageError if the run began with other metadata."""
-    if self._config.exists() and self.metadata() != metadata:
+    begun = self._metadata.exists() or self._labels.exists()
+    if begun and self.metadata() != metadata:
       raise UsageError(
         f"the data set's {', '.join(metadata)} are not those that the run in"
         f" {self.path} began with; put them back, or name a new --workdir"
