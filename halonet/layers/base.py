@@ -24,7 +24,7 @@ class Site(Protocol):
   Attributes:
     name: name of the block's module, such as `stage2_block1`.
     stage: number of its stage, from 0.
-    width: channels that the operator receives, and puts out.
+    width: channels that the operator receives; most put out as many.
     stride: pixels between neighbouring outputs.
   """
 

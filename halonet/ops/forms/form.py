@@ -115,7 +115,8 @@ class Form(Protocol):
   keyless: bool = False
 
   def suits(self, place: Place) -> bool:
-    """Says whether this form is preferred there to all after it in the list."""
+    """Says whether "auto" should prefer this form, at this place, to all that
+    follow it in `halonet.ops.dispatch.FORMS`."""
     return place.platform == self.kernels_for
 
   def refuses(
@@ -123,8 +124,10 @@ class Form(Protocol):
   ) -> str | None:
     """Says why this form cannot serve a layer, or returns None.
 
-    Query, key and value share one dtype wherever `kernels_for` is set. Only
-    shapes and dtypes are looked at.
+    The reason is a clause for the log, such as "it takes no strides". Only
+    shapes and dtypes are looked at. Where `kernels_for` is set, dispatch has
+    seen to it that query, key and value share one dtype, and that the batch
+    splits over the mesh.
     """
     return None
 
@@ -137,5 +140,19 @@ class Form(Protocol):
     layer: Neighbourhood,
     place: Place,
   ) -> jax.Array:
-    """Returns the output; `tables` has all offsets that are not hidden."""
+    """Computes the attention.
+
+    Args:
+      query: the whole map, already scaled; logits are plain products.
+      key: None only if the form is `keyless`.
+      value: may be of another width than query and key.
+      tables: relative embeddings, of all offsets that `layer` does not hide at
+        least; `tables.spanning` cuts or pads them to a range.
+      layer: who sees whom.
+      place: where it runs; forms with kernels call them through `place.split`.
+
+    Returns:
+      `[batch, ⌈height/stride⌉, ⌈width/stride⌉, heads, value_dim]`, in the dtype
+      of `value`.
+    """
     ...

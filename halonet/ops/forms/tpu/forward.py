@@ -136,7 +136,7 @@ def _kernel(
   staging.stage_windows(tiling, value_ref, value_buffer, values)
 
   def attend(places, band):
-    """Computes some blocks in step, so that the units of the chip overlap."""
+    """Computes some blocks side by side, so that the chip's units overlap."""
     lanes = lanes_ref[band]
     heads = range(tiling.head_tiles)
     tiles = [(at, head) for at in range(len(places)) for head in heads]

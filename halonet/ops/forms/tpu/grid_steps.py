@@ -32,11 +32,14 @@ def own(shape: tuple[int, ...]) -> pl.BlockSpec:
 
 
 def for_blocks(tiling: Tiling, body: Callable[..., None], keys: int) -> None:
-  """Calls `body(places, band)` for all blocks, some of them together.
+  """Calls `body(places, band)` for all blocks, several of them at a time.
 
-  As many blocks go together as have about `keys` keys in all their tiles.
-  `body` gets their rows and columns and computes them one after another in one
-  program, so that the compiler overlaps their work.
+  Args:
+    tiling: of the layer.
+    body: gets the rows and columns of some blocks, and a band. It computes
+      these blocks without a loop, so that the compiler overlaps their work.
+    keys: most keys that all tiles of one call have together; more than that
+      only if a single block has more.
   """
   each = tiling.head_tiles * tiling.keys
   cols = _together(tiling.layer.cols, keys // each)

@@ -20,7 +20,7 @@ class PallasTpu(Form):
         return f"it takes float32 or bfloat16, not {dtype}"
       return None
     memory = place.chip.vector_memory if place.chip else None
-    if memory is None:
+    if memory is None:  # The kernels are not known to run there.
       served = [chip.kinds[-1] for chip in CHIPS if chip.vector_memory]
       return f"{place.kind} is not one of {', '.join(served)}"
     if dtype != jnp.bfloat16:

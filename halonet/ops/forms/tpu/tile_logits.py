@@ -89,7 +89,17 @@ def add_positions(
 def table_gradients(
   tiling: Tiling, rows: jax.Array, cols: jax.Array, lanes: jax.Array
 ) -> jax.Array:
-  """Inverts `position_logits` as its adjoint: `[2 · offsets_padded, lanes]`."""
+  """Applies the adjoint of `position_logits`.
+
+  Args:
+    tiling: of the layer.
+    rows: gradients of the terms of the rows, `[window, tile_lanes]`.
+    cols: gradients of the terms of the columns, `[window_padded, tile_lanes]`.
+    lanes: as for `position_logits`.
+
+  Returns:
+    Gradients of `table_logits`, `[2 · offsets_padded, tile_lanes]`.
+  """
   terms = []
   for axis, term in enumerate((rows, cols)):
     missing = tiling.offsets_padded - term.shape[0]
@@ -129,8 +139,8 @@ def product_gradients(
 def _shift(tiling, x, lanes, axis, direction):
   """Moves every lane of `x` along sublanes by its own number of places.
 
-  In powers of two, each for the lanes that need it: the strided rolls that
-  would do it at once do not exist on all chips.
+  It moves by powers of two, each only in the lanes that need it. One strided
+  roll would do, but not all chips have it.
   """
   places = lanes[axis : axis + 1]
   power = 1

@@ -4,7 +4,9 @@ A kernel works on *tiles*: one product of all keys of a neighbourhood with as
 many queries as fill the 128 lanes of a register. A small block leaves room for
 several heads beside each other (`tile_heads`); a large one is cut into bands
 of rows of queries (`bands`). Heads that share a register's lanes in the maps
-form a group, and every grid step computes one group of one image.
+form a group. An image that does not fit in vector memory is cut into strips of
+whole rows of blocks. Every grid step computes one group of one strip of one
+image.
 """
 
 import dataclasses
@@ -27,8 +29,8 @@ class Tiling:
     heads: Number of heads.
     head_dim: Channels of a head's queries and keys.
     value_dim: Channels of a head's values.
-    strips: Parts into which an image is cut from top to bottom, so that one
-      fits in vector memory. Each has as many rows of blocks, and its halo.
+    strips: Number of parts into which an image is cut from top to bottom. All
+      have the same number of rows of blocks, and each has its own halo.
   """
 
   layer: Neighbourhood
@@ -49,12 +51,13 @@ class Tiling:
 
   @property
   def window_padded(self) -> int:
-    """Keys in a row of a neighbourhood, with masked ones that align it."""
+    """Keys in a row of a neighbourhood, padded with masked ones to whole tiles
+    of sublanes."""
     return _round_up(self.layer.window, _SUBLANES)
 
   @property
   def keys(self) -> int:
-    """Keys of a neighbourhood in a product, masked ones included."""
+    """Keys of a neighbourhood, the masked ones of the padding included."""
     return self.layer.window * self.window_padded
 
   @property
@@ -133,11 +136,12 @@ class Tiling:
     return (self.layer.cols - 1) * self.layer.block_size + self.window_padded
 
   def lane_table(self) -> np.ndarray:
-    """Says which query is in which lane: int32 `[bands, 8, tile_lanes]`.
+    """Describes the query in each lane: int32 `[bands, 8, tile_lanes]`.
 
-    Rows: how far the relative logits are shifted along rows and along columns
-    (`block_size − 1 −` the query's place), and the query's row and column in
-    the block in pixels. The other rows, and empty queries, are zero.
+    Entries 0 and 1 of the second axis are the shifts of its relative logits
+    along rows and along columns, `block_size − 1 −` its place. Entries 2 and 3
+    are its row and its column in the block, in pixels. The others, and all
+    entries of empty queries, are zero.
     """
     query = np.arange(self.band_rows * self.layer.side)
     row, col = np.divmod(query, self.layer.side)
