@@ -88,6 +88,6 @@ def initialize(arguments: argparse.Namespace) -> None:
       raise UsageError(f"processes cannot be joined: {error}") from error
   except RuntimeError as error:
     reason = str(error).strip().splitlines()[0]
-    raise UsageError(
-      f"process {given['process'] or ''} cannot join the others: {reason}"
-    ) from error
+    index = given["process"]
+    which = "this process" if index is None else f"process {index}"
+    raise UsageError(f"{which} cannot join the others: {reason}") from error
