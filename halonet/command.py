@@ -1,28 +1,30 @@
 """What the commands have in common: quiet libraries, and errors in one line."""
 
-import ast
+import argparse
+import json
 import logging
 import os
 import pathlib
 import platform
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from halonet import fields
 from halonet.errors import RunError, UsageError
 
 
 def use_huge_pages() -> None:
   """Starts this command anew, once, with memory in huge pages.
 
-  Arrays come and go in every step, and the system would hand them out in small
-  pages, each with a fault; malloc reads its settings at its start alone. For
-  the `__main__` of what computes much. Who sets GLIBC_TUNABLES, to anything,
-  has chosen, and nothing is started anew: so debuggers, too, stay.
+  Small pages would cost a fault each whenever a step allocates its arrays, and
+  malloc reads its settings only when a process starts. Call it in the
+  `__main__` of a command that computes much. If GLIBC_TUNABLES is set, to
+  whatever value, nothing is started anew.
   """
   setting, mark = "glibc.malloc.hugetlb=1", "HALONET_MEMORY"
-  # The mark, because the system may keep the setting from privileged programs.
+  # The system may hide the setting from privileged programs, but not the mark.
   if {"GLIBC_TUNABLES", mark} & set(os.environ):
     return
   if platform.libc_ver()[0] != "glibc":
@@ -36,18 +38,18 @@ def run(main: Callable[[], None]) -> None:
   # Before TensorFlow is imported: its start-up messages are not for users.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-  # TensorFlow keeps its memory: asking the system for every batch of images
-  # anew would take a tenth of the input pipeline's time.
+  # TensorFlow then keeps its memory. Allocating every batch of images anew
+  # takes a tenth of the input pipeline's time.
   os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
   import absl.logging
 
   absl.logging.set_verbosity(absl.logging.ERROR)
-  # The package's own: which attention serves, and why not a faster one.
+  # The package logs which attention serves, and why not a faster one.
   logger = logging.getLogger("halonet")
   logger.setLevel(logging.INFO)
   printed = _Printed()
   logger.addHandler(printed)
-  logger.propagate = False  # Libraries print what comes to them once more.
+  logger.propagate = False  # Handlers of libraries would print it again.
   try:
     main()
   except RunError as error:
@@ -70,20 +72,74 @@ class _Printed(logging.Handler):
     print(self.format(record), file=sys.stderr, flush=True)
 
 
-def check_output(flag: str, file: pathlib.Path | None, suffix="") -> None:
-  """Says that a file cannot be written, before there is work to be lost.
+def parser(description: str, **options: Any) -> argparse.ArgumentParser:
+  """Returns a parser that prints a docstring as it is."""
+  return argparse.ArgumentParser(
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+    **options,
+  )
 
-  Raises:
-    UsageError: if it is in no folder, is one, or does not end in `suffix`.
+
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+  """Returns a type for arguments: an `int`, say, above 0."""
+
+  def number(text):
+    value = kind(text)
+    if not value > 0:
+      raise argparse.ArgumentTypeError("must be above 0")
+    return value
+
+  return number
+
+
+def add_output(
+  parser: argparse.ArgumentParser, flag: str, suffix: str = "", **options: Any
+) -> None:
+  """Adds an option for a file to write, checked before there is work to lose.
+
+  Parsing raises UsageError if the file's folder does not exist, if it is a
+  folder itself, or if it does not end in `suffix`.
   """
-  if file is None:
-    return
-  if not file.absolute().parent.is_dir():
-    raise UsageError(f"{flag}: there is no folder {file.parent}")
-  if file.is_dir():
-    raise UsageError(f"{flag}: {file} is a folder; name a file in it")
-  if not file.name.endswith(suffix):
-    raise UsageError(f"{flag} is {file}; it must end in {suffix}")
+
+  def output(text):
+    file = pathlib.Path(text)
+    if not file.absolute().parent.is_dir():
+      raise UsageError(f"{flag}: there is no folder {file.parent}")
+    if file.is_dir():
+      raise UsageError(f"{flag}: {file} is a folder; name a file in it")
+    if not file.name.endswith(suffix):
+      raise UsageError(f"{flag} is {file}; it must end in {suffix}")
+    return file
+
+  options = {"metavar": f"FILE{suffix}", "help": "also write it here"} | options
+  parser.add_argument(flag, type=output, **options)
+
+
+def write_json(file: pathlib.Path | None, result: Any) -> None:
+  """Writes a result where `--json` asks for it."""
+  if file:
+    file.write_text(json.dumps(result, indent=2, default=float) + "\n")
+    print(f"Wrote {file}")
+
+
+def write_section(page: pathlib.Path, name: str, text: str) -> None:
+  """Replaces what a page has between `<!-- name: begin -->` and its end."""
+  begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+  before, rest = page.read_text().split(begin)
+  _, after = rest.split(end)
+  page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+  print(f"Wrote {page}")
+
+
+def table(
+  header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1
+) -> str:
+  """Formats a Markdown table whose first `left` columns are texts."""
+  lines = [" | ".join(map(str, cells)) for cells in (header, *rows)]
+  rule = ["---"] * left + ["--:"] * (len(header) - left)
+  return "\n".join(f"| {x} |" for x in (lines[0], " | ".join(rule), *lines[1:]))
 
 
 def model_fields(
@@ -92,22 +148,12 @@ def model_fields(
   """Reads a model's fields from words such as `--model.block_size=4`.
 
   Raises:
-    UsageError: if a word is none.
+    UsageError: if a word is not one.
   """
-  fields = {}
-  for word in words:
-    field, equals, text = word.removeprefix(prefix).partition("=")
-    if not word.startswith(prefix):
-      raise UsageError(f"unknown argument {word}; see --help")
-    if not equals:
-      raise UsageError(f"{word}: write {word}=VALUE")
-    if field in ("name", "dtype", "num_classes"):
-      raise UsageError(f"{word}: {field} is no field to set so; see --help")
-    try:
-      fields[field] = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
-      fields[field] = {"true": True, "false": False}.get(text, text)
-  return fields
+  texts = fields.parse_overrides(words, prefix)
+  for field in texts.keys() & {"name", "dtype", "num_classes"}:
+    raise UsageError(f"{prefix}{field}: {field} is no field to set so")
+  return {field: fields.parse(text) for field, text in texts.items()}
 
 
 def _leave(code):

@@ -12,7 +12,7 @@ import os
 import re
 import textwrap
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from halonet.errors import UsageError, unknown
@@ -222,7 +222,7 @@ def parse(text: str, kind: Any = None) -> Any:
 
 
 def parse_overrides(
-  words: list[str], prefix: str = "--config."
+  words: Sequence[str], prefix: str = "--config."
 ) -> dict[str, str]:
   """Splits words such as `--config.FIELD=VALUE` into fields and texts.
 

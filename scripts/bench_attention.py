@@ -18,13 +18,12 @@ measures the first of these layers alone, with halos from 1 to 8 pixels, or with
 windows of 3 to 17, and draws time and memory against the side of the window.
 """
 
-import argparse
 import collections
 import functools
-import json
-import pathlib
 import statistics
 import time
+
+import benchmark
 
 from halonet import command
 from halonet.errors import UsageError, unknown
@@ -44,33 +43,14 @@ STYLES = {
 
 
 def main() -> None:
-  form = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=form, allow_abbrev=False
-  )
-  parser.add_argument("--model", default="halonet_h1", metavar="NAME")
-  parser.add_argument("--image_size", type=int, default=256, metavar="PIXELS")
-  parser.add_argument("--batch_size", type=int, default=8, metavar="N")
-  parser.add_argument(
-    "--dtype", default="float32", choices=("float32", "bfloat16")
-  )
+  parser = benchmark.parser(__doc__)
   parser.add_argument(
     "--implementation", action="append", metavar="NAME", help="(default: all)"
   )
-  parser.add_argument("--rounds", type=int, default=5, metavar="N")
-  parser.add_argument("--json", type=pathlib.Path, help="also write it here")
-  parser.add_argument(
-    "--figure",
-    type=pathlib.Path,
-    metavar="PNG",
-    help="draws the first layer's costs against its window here",
+  command.add_output(
+    parser, "--figure", ".png", help="draw the first layer's costs here"
   )
   arguments, rest = parser.parse_known_args()
-  for name in ("image_size", "batch_size", "rounds"):
-    if getattr(arguments, name) <= 0:
-      parser.error(f"--{name} must be above 0")
-  command.check_output("--json", arguments.json)
-  command.check_output("--figure", arguments.figure, ".png")
 
   import jax
 
@@ -84,11 +64,7 @@ def main() -> None:
       f" positions alone, and {arguments.model} has others"
     )
   names = implementations(arguments.implementation, bool(per_pixel))
-  device = jax.devices()[0].device_kind
-  about = (
-    f"{arguments.model} at {arguments.image_size} pixels, batches of"
-    f" {arguments.batch_size}, {arguments.dtype}, on {device}"
-  )
+  about = f"{benchmark.words(arguments)}, on {jax.devices()[0].device_kind}"
   if arguments.figure:
     shape, layer = next(iter(layers))
     layers = {(shape, reaching(layer, halo)): 1 for halo in HALOS}
@@ -104,19 +80,16 @@ def main() -> None:
       found = measure(shape, layer, what, names, arguments)
       row = {"layer": title(shape, layer), "count": count, "pass": what}
       rows.append(row | {"window": window_of(layer)} | found)
-  print(table(rows, names))
-  if not arguments.figure:  # Halos do not add up.
-    print(totals(rows, names))
-  if arguments.json:
-    arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    print(f"Wrote {arguments.json}")
+  # Layers with different halos do not add up.
+  print(table(rows if arguments.figure else rows + totals(rows, names), names))
+  command.write_json(arguments.json, rows)
   if arguments.figure:
     draw(rows, about, arguments)
     print(f"Wrote {arguments.figure}")
 
 
 def implementations(wanted: list[str] | None, per_pixel: bool) -> list[str]:
-  """Returns those that were asked for, or all that run here."""
+  """Returns the forms that were asked for, or all that run here."""
   import jax
 
   from halonet.ops.dispatch import IMPLEMENTATIONS
@@ -128,7 +101,7 @@ def implementations(wanted: list[str] | None, per_pixel: bool) -> list[str]:
       message = unknown("implementation", name, known)
       raise UsageError(f"--implementation: {message}")
   for backend in ("tpu", "gpu"):
-    if jax.default_backend() != backend:  # Interpreted, it takes very long.
+    if jax.default_backend() != backend:  # Interpreted, it is very slow.
       known.remove(f"pallas_{backend}")
   return wanted or known
 
@@ -141,24 +114,19 @@ def find_layers(arguments, fields) -> collections.Counter:
 
   from halonet.layers.halo import HaloAttention
   from halonet.layers.per_pixel import PerPixelAttention
-  from halonet.models import registry
+  from halonet.layers.timm_halo import TimmHaloAttention
 
-  local = HaloAttention, PerPixelAttention
+  local = HaloAttention, PerPixelAttention, TimmHaloAttention
   found = collections.Counter()
 
   def note(call, args, kwargs, context):
     module = context.module
     if isinstance(module, local) and context.method_name == "__call__":
-      # Layers that differ in their place alone are the same.
+      # Layers that differ only in their place are the same.
       found[args[0].shape, module.clone(name=None, parent=None)] += 1
     return call(*args, **kwargs)
 
-  try:
-    model = registry.create_model(
-      arguments.model, dtype=arguments.dtype, **fields
-    )
-  except ValueError as error:
-    raise UsageError(f"--model: {error}") from None
+  model = benchmark.create_model("--model", arguments, fields)
   size, batch = arguments.image_size, arguments.batch_size
   images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
   with nn.intercept_methods(note):
@@ -169,7 +137,7 @@ def find_layers(arguments, fields) -> collections.Counter:
 def title(shape, layer) -> str:
   _, height, width, channels = shape
   text = f"{height}×{width}, {channels} channels, {layer.heads} heads"
-  if is_per_pixel(layer):  # Its stride is that of a pool behind it.
+  if is_per_pixel(layer):  # Its stride is that of the pool after it.
     return f"{text}, k {layer.window_size}"
   text += f", b {layer.block_size}, h {layer.halo_size}"
   return text + (f", stride {layer.stride}" if layer.stride > 1 else "")
@@ -187,7 +155,7 @@ def window_of(layer) -> int:
 
 
 def reaching(layer, pixels: int):
-  """Returns the layer with another reach beyond its block or its pixel."""
+  """Returns a copy that reaches so far beyond its block or its pixel."""
   if is_per_pixel(layer):
     return layer.clone(window_size=2 * pixels + 1)
   return layer.clone(halo_size=pixels)
@@ -219,32 +187,31 @@ def gathered(query, key, value, relative_height, relative_width):
 
 
 def attention_of(layer, name):
-  """Returns a function of the five arrays, or None if the form has no such."""
+  """Returns a function of the five arrays, or None if the form has none."""
   from halonet.ops import attention
 
+  if name == "gathered" and is_per_pixel(layer):
+    return gathered
   if is_per_pixel(layer):
-    if name == "gathered":
-      return gathered
-    return functools.partial(
-      attention.per_pixel_attention,
-      window_size=layer.window_size,
-      mask_padding=layer.mask_padding,
-      implementation=name,
-    )
-  if name in ("gathered", "direct"):
+    function, fields = attention.per_pixel_attention, ("window_size",)
+  elif name in ("gathered", "direct"):
     return None
-  stride = layer.stride
-  if layer.timm and layer.block_size % stride:  # A pool is in its place.
-    stride = 1
-  return functools.partial(
-    attention.blocked_local_attention,
-    block_size=layer.block_size,
-    halo_size=layer.halo_size,
-    stride=stride,
-    mask_padding=layer.mask_padding,
-    mask_window=layer.mask_window,
-    implementation=name,
-  )
+  else:
+    function = attention.blocked_local_attention
+    fields = "block_size", "halo_size", "stride", "mask_window"
+  options = {field: getattr(layer, field, False) for field in fields}
+  options["mask_padding"] = getattr(layer, "mask_padding", False)
+  if is_timm(layer):
+    options["relative_stride"] = 1
+    if layer.block_size % layer.stride:  # An average pool takes its place.
+      options["stride"] = 1
+  return functools.partial(function, **options, implementation=name)
+
+
+def is_timm(layer) -> bool:
+  from halonet.layers.timm_halo import TimmHaloAttention
+
+  return isinstance(layer, TimmHaloAttention)
 
 
 def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
@@ -260,11 +227,11 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
   heads = layer.heads
   dim = (layer.qk_features or channels) // heads
   value_dim = (layer.value_features or channels) // heads
+  half = dim if is_timm(layer) else dim // 2
   if is_per_pixel(layer):
-    offsets, half = layer.window_size, dim // 2
+    offsets = layer.window_size
   else:
     offsets = num_offsets(layer.block_size, layer.halo_size)
-    half = dim if layer.timm else dim // 2
   generator = np.random.default_rng(0)
   maps = [(batch, height, width, heads, d) for d in (dim, dim, value_dim)]
   arrays = [
@@ -277,12 +244,11 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
     if attend is None:
       continue
     if what != "forward":
-      function = jax.value_and_grad(
-        lambda *arrays, attend=attend: (
-          attend(*arrays).astype(jnp.float32).sum()
-        ),
-        argnums=range(5),
-      )
+
+      def total(*arrays, attend=attend):
+        return attend(*arrays).astype(jnp.float32).sum()
+
+      function = jax.value_and_grad(total, argnums=range(5))
     begin = time.perf_counter()
     try:
       compiled = jax.jit(function).lower(*arrays).compile()
@@ -312,43 +278,40 @@ def measure(shape, layer, what, names, arguments) -> dict[str, dict]:
 
 
 def table(rows, names) -> str:
-  first = names[0]
-  lines = [
-    "| layer | times | pass | implementation | ms | "
-    f"{first} ÷ it | temporaries, MiB | compiled in |",
-    "|---|--:|---|---|--:|--:|--:|--:|",
-  ]
+  first, lines = names[0], []
   for row in rows:
     for name in (name for name in names if name in row):
       own = row[name]
-      ratio = _ratio(row, first, name)
-      held = own["temporary_bytes"]
-      held = "–" if held is None else f"{held / 2**20:.1f}"
+      held, compiled = own.get("temporary_bytes"), own.get("compile_seconds")
+      ratio = row[first]["seconds"] / own["seconds"] if first in row else None
       lines.append(
-        f"| {row['layer']} | {row['count']} | {row['pass']} | {name} |"
-        f" {own['seconds'] * 1e3:.2f} | {ratio} | {held} |"
-        f" {own['compile_seconds']:.1f} s |"
+        (
+          *(row[column] for column in ("layer", "count", "pass")),
+          name,
+          f"{own['seconds'] * 1e3:.2f}",
+          "–" if ratio is None else f"{ratio:.2f}",
+          "–" if held is None else f"{held / 2**20:.1f}",
+          "–" if compiled is None else f"{compiled:.1f} s",
+        )
       )
-  return "\n".join(lines)
+  header = f"layer,times,pass,implementation,ms,{first} ÷ it"
+  header = (*header.split(","), "temporaries, MiB", "compiled in")
+  return command.table(header, lines, left=4)
 
 
-def totals(rows, names) -> str:
-  """Returns the table's last rows: all layers together."""
-  first, lines = names[0], []
+def totals(rows, names) -> list[dict]:
+  """Returns a row of each pass for all layers together."""
+  found = []
   for what in PASSES:
     own = [row for row in rows if row["pass"] == what]
-    everywhere = [name for name in names if all(name in row for row in own)]
-    total = {
-      name: {"seconds": sum(row["count"] * row[name]["seconds"] for row in own)}
-      for name in everywhere
-    }
-    for name in everywhere:
-      lines.append(
-        f"| all | {sum(row['count'] for row in own)} | {what} | {name} |"
-        f" {total[name]['seconds'] * 1e3:.2f} | {_ratio(total, first, name)} |"
-        " | |"
-      )
-  return "\n".join(lines)
+    total = {"layer": "all", "pass": what}
+    total["count"] = sum(row["count"] for row in own)
+    for name in names:
+      if all(name in row for row in own):
+        seconds = sum(row["count"] * row[name]["seconds"] for row in own)
+        total[name] = {"seconds": seconds}
+    found.append(total)
+  return found
 
 
 def draw(rows, about, arguments) -> None:
@@ -387,12 +350,6 @@ def draw(rows, about, arguments) -> None:
   line[0].legend()
   figure.suptitle(about[0].upper() + about[1:], fontsize=11)
   figure.savefig(arguments.figure, dpi=110)
-
-
-def _ratio(row, first, name):
-  if first not in row:
-    return "–"
-  return f"{row[first]['seconds'] / row[name]['seconds']:.2f}"
 
 
 if __name__ == "__main__":

@@ -12,22 +12,22 @@ timm's runs as fast as timm makes it: compiled by torch.compile, channels last,
 and with AMP if the dtype is bfloat16. With --other.FIELD=VALUE also another
 form of our model, which has these fields instead, and takes turns with it.
 
-Each contender is a process of its own, and all cores are its own while the
-others wait. They take turns in rounds, and medians are compared. Peak memory is
-that of the device where it counts, else of the process, with all libraries.
+Each contender has a process of its own, and all cores while the others wait.
+They take turns in rounds, and medians are compared. Peak memory is that of the
+device where it counts, else that of the process with all its libraries.
 """
 
-import argparse
 import contextlib
 import json
 import multiprocessing
 import os
-import pathlib
 import resource
 import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
+
+import benchmark
 
 import halonet
 from halonet import command
@@ -39,91 +39,64 @@ CLASSES = 1000
 
 
 def main() -> None:
-  form = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=form, allow_abbrev=False
-  )
-  parser.add_argument("--model", default="halonet_h1", metavar="NAME")
-  parser.add_argument("--image_size", type=int, default=256, metavar="PIXELS")
-  parser.add_argument("--batch_size", type=int, default=8, metavar="N")
-  parser.add_argument(
-    "--dtype", default="float32", choices=("float32", "bfloat16")
-  )
+  parser = benchmark.parser(__doc__)
   parser.add_argument(
     "--step", action="append", choices=STEPS, help="(default: both)"
   )
   parser.add_argument("--peer", choices=("timm",))
-  parser.add_argument("--rounds", type=int, default=5, metavar="N")
   parser.add_argument(
-    "--seconds", type=float, default=5.0, help="per contender and round (5)"
+    "--seconds",
+    type=command.positive(float),
+    default=5.0,
+    help="per contender and round (5)",
   )
-  parser.add_argument("--json", type=pathlib.Path, help="also write it here")
   arguments, rest = parser.parse_known_args()
-  for name in ("image_size", "batch_size", "rounds", "seconds"):
-    if getattr(arguments, name) <= 0:
-      parser.error(f"--{name} must be above 0")
-  command.check_output("--json", arguments.json)
   others = [word for word in rest if word.startswith("--other.")]
   rest = [word for word in rest if word not in others]
   arguments.other = command.model_fields(others, "--other.")
   arguments.fields = command.model_fields(rest)
-  check(arguments)
-  if arguments.peer and f"{arguments.model}_timm" in halonet.list_models():
-    arguments.model += "_timm"
-
-  steps = arguments.step or STEPS
-  contenders = [("ours", run_jax)]
-  if arguments.peer:
-    contenders.append(("timm", run_timm))
+  benchmark.create_model("--model", arguments, arguments.fields)
+  contenders = {"ours": run_jax}
   if arguments.other:
-    contenders.append(("other", run_other))
-  print(
-    f"{arguments.model} at {arguments.image_size} pixels, batches of"
-    f" {arguments.batch_size}, {arguments.dtype}",
-    flush=True,
-  )
+    fields = arguments.fields | arguments.other
+    benchmark.create_model("--other", arguments, fields)
+    contenders["other"] = run_other
+  if arguments.peer:
+    check_peer(arguments)
+    contenders["timm"] = run_timm
+    if f"{arguments.model}_timm" in halonet.list_models():
+      arguments.model += "_timm"
+
+  print(benchmark.words(arguments), flush=True)
+  steps = arguments.step or STEPS
   found = {step: measure(step, contenders, arguments) for step in steps}
   print(table(found))
-  if arguments.json:
-    settings = {name: getattr(arguments, name) for name in SETTINGS}
-    result = json.dumps({"settings": settings, "found": found}, indent=2)
-    arguments.json.write_text(result + "\n")
-    print(f"Wrote {arguments.json}")
+  settings = {name: getattr(arguments, name) for name in SETTINGS}
+  command.write_json(arguments.json, {"settings": settings, "found": found})
 
 
-def check(arguments: argparse.Namespace) -> None:
-  """Says what is wrong before any process starts."""
-  from halonet.models import registry
-
-  forms = {"--model": arguments.fields}
+def check_peer(arguments) -> None:
+  """Raises UsageError, before any process starts, if timm has no such model."""
   if arguments.other:
-    forms["--other"] = arguments.fields | arguments.other
-  for option, fields in forms.items():
-    try:
-      registry.create_model(arguments.model, dtype=arguments.dtype, **fields)
-    except ValueError as error:
-      raise UsageError(f"{option}: {error}") from None
-  if arguments.peer:
-    if arguments.other:
-      raise UsageError("--other and --peer: one of them at a time")
-    if set(arguments.fields) - {"attention_implementation"}:
-      raise UsageError("--peer=timm has timm's fields; leave out --model.FIELD")
-    try:
-      import timm
-    except ImportError as error:
-      raise UsageError(
-        f"--peer=timm: {error}; pip install torch torchvision timm"
-      ) from None
-    name = arguments.model.removesuffix("_timm")
-    if name not in timm.list_models():
-      raise UsageError(f"--peer=timm: timm has no model {name}")
+    raise UsageError("--other and --peer: one of them at a time")
+  if set(arguments.fields) - {"attention_implementation"}:
+    raise UsageError("--peer=timm has timm's fields; leave out --model.FIELD")
+  try:
+    import timm
+  except ImportError as error:
+    raise UsageError(
+      f"--peer=timm: {error}; pip install torch torchvision timm"
+    ) from None
+  name = arguments.model.removesuffix("_timm")
+  if name not in timm.list_models():
+    raise UsageError(f"--peer=timm: timm has no model {name}")
 
 
 def measure(step, contenders, arguments) -> dict[str, dict]:
-  """Runs contenders in turns; images per second and memory of each."""
+  """Runs contenders in turns; returns images per second and memory of each."""
   with contextlib.ExitStack() as stack:
     turns, found = {}, {}
-    for name, make in contenders:
+    for name, make in contenders.items():
       print(f"{step}: starting {name} ...", end=" ", flush=True)
       first, turn = stack.enter_context(started(name, make, step, arguments))
       print(f"compiled in {first['compile_seconds']:.1f} s", flush=True)
@@ -134,11 +107,8 @@ def measure(step, contenders, arguments) -> dict[str, dict]:
         rate = calls * arguments.batch_size / seconds
         found[name]["rates"].append(rate)
         found[name]["peak_memory_bytes"] = memory
-        print(
-          f"{step}: round {number + 1}/{arguments.rounds} {name:8}"
-          f" {rate:8.2f} images/s",
-          flush=True,
-        )
+        done = f"{step}: round {number + 1}/{arguments.rounds}"
+        print(f"{done} {name:8} {rate:8.2f} images/s", flush=True)
   for each in found.values():
     each["images_per_second"] = statistics.median(each["rates"])
   return found
@@ -147,25 +117,24 @@ def measure(step, contenders, arguments) -> dict[str, dict]:
 def table(found: dict[str, dict[str, dict]]) -> str:
   # All steps have the same contenders; ours is the first of one or two.
   against = [*next(iter(found.values())), "–"][1]
-  lines = [
-    f"| step | | images/s | ÷ {against} | peak memory, GiB | ÷ {against} |"
-    " compiled in |",
-    "|---|---|--:|--:|--:|--:|--:|",
-  ]
+  header = f"step,model,images/s,÷ {against}".split(",")
+  header += ["peak memory, GiB", f"÷ {against}", "compiled in"]
+  rows = []
   for step, contenders in found.items():
     peer = contenders.get(against)
     for name, own in contenders.items():
-      speed = memory = "–"
+      ratios = dict.fromkeys(("images_per_second", "peak_memory_bytes"), "–")
       if peer and own is not peer:
-        speed = own["images_per_second"] / peer["images_per_second"]
-        memory = own["peak_memory_bytes"] / peer["peak_memory_bytes"]
-        speed, memory = f"{speed:.2f}", f"{memory:.2f}"
-      lines.append(
-        f"| {step} | {name} | {own['images_per_second']:.2f} | {speed} |"
-        f" {own['peak_memory_bytes'] / 2**30:.2f} | {memory} |"
-        f" {own['compile_seconds']:.1f} s |"
+        ratios = {key: f"{own[key] / peer[key]:.2f}" for key in ratios}
+      speed, memory = ratios.values()
+      rows.append(
+        (
+          *(step, name, f"{own['images_per_second']:.2f}", speed),
+          *(f"{own['peak_memory_bytes'] / 2**30:.2f}", memory),
+          f"{own['compile_seconds']:.1f} s",
+        )
       )
-  return "\n".join(lines)
+  return command.table(header, rows, left=2)
 
 
 # ------------------------------------------------------------------- processes
@@ -175,8 +144,8 @@ def table(found: dict[str, dict[str, dict]]) -> str:
 def started(name, make, step, arguments) -> Iterator[tuple[dict, Callable]]:
   """Starts a contender, and ends it.
 
-  Yields what it says when it is ready, and a function from seconds to calls,
-  the seconds they took, and its peak memory in bytes.
+  Yields what it reports when it is ready, and a function that takes seconds and
+  returns its calls, the seconds they took, and its peak memory in bytes.
   """
   context = multiprocessing.get_context("spawn")  # A fork has our threads.
   here, there = context.Pipe()
@@ -210,7 +179,7 @@ def started(name, make, step, arguments) -> Iterator[tuple[dict, Callable]]:
 
 def work(make, step, arguments, pipe) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent's to handle.
-  # While others take their turns, their memory is theirs.
+  # The contenders share the memory of the device.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   try:
     call, device, peak_memory = make(step, arguments)
@@ -228,7 +197,7 @@ def work(make, step, arguments, pipe) -> None:
       pipe.send((calls, passed, peak_memory()))
   except EOFError:  # The parent is gone.
     return
-  except Exception as error:  # Said by the parent, in a line.
+  except Exception as error:  # The parent reports it in one line.
     lines = str(error).strip().splitlines()
     pipe.send(lines[0] if lines else repr(error))
 
@@ -237,71 +206,65 @@ def work(make, step, arguments, pipe) -> None:
 
 
 def run_jax(step, arguments):
-  """A call of our step, which waits for its end."""
+  """Returns a call of our step, which waits for its end."""
   import jax
-  import numpy as np
 
+  from halonet.parallel import batch_sharding, make_mesh
+  from halonet.tasks.task import make_task
   from halonet.training import config as config_lib
   from halonet.training import optimizer as optimizer_lib
-  from halonet.training import state as state_lib
   from halonet.training.memory import peak_memory
+  from halonet.training.state import make_init
   from halonet.training.step import make_train_step
 
-  config = config_lib.default_config()
-  config.batch_size = arguments.batch_size
-  config.data.image_size = arguments.image_size
-  config.model = {
-    "name": arguments.model,
-    "dtype": arguments.dtype,
-    **arguments.fields,
+  settings = {
+    "task": "classification",
+    "batch_size": arguments.batch_size,
+    "data": {"image_size": arguments.image_size},
+    "model": {
+      "name": arguments.model,
+      "dtype": arguments.dtype,
+      **arguments.fields,
+    },
+    "optimizer": {},
   }
-  model = config_lib.create_model(config, CLASSES)
-  mesh = state_lib.make_mesh(jax.devices()[:1])
+  config = config_lib.from_json(json.dumps(settings))
+  task = make_task(config, {"labels": [str(n) for n in range(CLASSES)]})
+  model = config_lib.create_model(config, task)
+  mesh = make_mesh(jax.devices()[:1])
   optimizer = optimizer_lib.make_optimizer(config)
-  state = state_lib.make_init(
-    model, optimizer, arguments.image_size, mesh, ema=False
-  )(0)
-  images, labels = batch(arguments)
-  images, labels = jax.device_put((images, labels), mesh.devices.flat[0])
-  device = jax.devices()[0].device_kind
+  state = make_init(model, optimizer, config, mesh)(0)
+  given = dict(zip(("image", "label"), batch(arguments), strict=True))
+  given = jax.device_put(given, batch_sharding(mesh))
+  variables = state.variables
+  train_step = make_train_step(model, task, optimizer, config, mesh)
 
-  def memory():
-    return peak_memory()[0]
+  @jax.jit
+  def apply(variables, images):
+    # As in training, so that the attention knows its device.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return model.apply(variables, images)
 
-  if step == "forward":
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+  def forward():
+    apply(variables, given["image"]).block_until_ready()
 
-    @jax.jit
-    def forward(variables, images):
-      # As in training, so that the attention knows its device.
-      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return model.apply(variables, images)
-
-    return (
-      lambda: forward(variables, images).block_until_ready(),
-      device,
-      memory,
-    )
-  train_step = make_train_step(model, optimizer, config, mesh)
-  given = {"image": images, "label": np.asarray(labels)}
-  given = jax.device_put(given, state_lib.batch_sharding(mesh))
-
-  def call():
+  def train():
     nonlocal state
     state, metrics = train_step(state, given)
     metrics["loss"].block_until_ready()
 
-  return call, device, memory
+  call = forward if step == "forward" else train
+  return call, jax.devices()[0].device_kind, lambda: peak_memory()[0]
 
 
 def run_other(step, arguments):
-  """A call of our step with the other form of the model."""
+  """Returns a call of our step with the other form of the model."""
   arguments.fields |= arguments.other
   return run_jax(step, arguments)
 
 
 def run_timm(step, arguments):
-  """A call of timm's model on the same device, which waits for its end."""
+  """Returns a call of timm's model on the same device; it waits for its end."""
   import timm
   import torch
 
@@ -349,7 +312,7 @@ def run_timm(step, arguments):
 
 
 def batch(arguments):
-  """Images and labels, drawn at random."""
+  """Returns images and labels, drawn at random."""
   import numpy as np
 
   generator = np.random.default_rng(0)

@@ -25,36 +25,19 @@ shapes alone, receptive fields from a small map: no accelerator is touched.
 
 import argparse
 import dataclasses
-import json
 import os
-import pathlib
 import sys
 
-from halonet import command
+from halonet import command, fields
 from halonet.errors import UsageError
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  sizes = {}
-  for name, default, meaning in (
-    ("height", 64, "of the feature map, in pixels (H)"),
-    ("width", 64, "of the feature map, in pixels (W)"),
-    ("channels", 64, "of queries, keys and values each (c)"),
-    ("window", 7, "side of a pixel's own window, in pixels (k)"),
-    ("block_size", 8, "side of a block, in pixels (b)"),
-    ("halo_size", 3, "width of the halo, in pixels (h)"),
-    ("heads", 4, "of the attention; Table 1 does not depend on it"),
-    ("stride", 8, "of the figure: image pixels per pixel of the map"),
-  ):
+  parser = command.parser(__doc__)
+  for name, each in settings().items():
     parser.add_argument(
-      f"--{name}", type=int, metavar="N", help=f"{meaning} ({default})"
+      f"--{name}", type=int, metavar="N", help=f"{each.help} ({each.default})"
     )
-    sizes[name] = default
   parser.add_argument("--model", metavar="NAME", help="a registered model")
   parser.add_argument(
     "--config", metavar="FILE[:ARG]", help="the model of a training's config"
@@ -68,22 +51,16 @@ def main() -> None:
     metavar="N",
     help="of the model (1000, or those of the config's data set)",
   )
-  parser.add_argument("--figure", type=pathlib.Path, metavar="FILE.png")
-  parser.add_argument(
-    "--json", type=pathlib.Path, metavar="FILE", help="also write it here"
-  )
+  command.add_output(parser, "--figure", ".png", help="draw the growth here")
+  command.add_output(parser, "--json")
   arguments, rest = parser.parse_known_args()
   for word in rest:
-    if not word.startswith(("--model.", "--config.")):
-      raise UsageError(f"unknown argument {word}; see --help")
-    if "=" not in word:
-      raise UsageError(f"{word}: write {word}=VALUE")
-  command.check_output("--figure", arguments.figure, ".png")
-  command.check_output("--json", arguments.json)
+    prefix = "--model." if word.startswith("--model.") else "--config."
+    fields.parse_overrides([word], prefix)
   of_a_model = bool(arguments.model or arguments.config)
-  for name, default in sizes.items():
+  for name, each in settings().items():
     if getattr(arguments, name) is None:
-      setattr(arguments, name, default)
+      setattr(arguments, name, each.default)
     elif of_a_model:
       kind = "model" if arguments.model else "config.model"
       raise UsageError(
@@ -91,7 +68,7 @@ def main() -> None:
       )
   import jax
 
-  jax.config.update("jax_platforms", "cpu")  # What else there is stays free.
+  jax.config.update("jax_platforms", "cpu")  # Leaves accelerators alone.
 
   if of_a_model:
     if arguments.figure:
@@ -109,13 +86,19 @@ def main() -> None:
     result = of_growth(arguments)
   else:
     result = of_attention(arguments)
-  if arguments.json:
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"Wrote {arguments.json}")
+  command.write_json(arguments.json, result)
+
+
+def settings() -> dict[str, fields.Field]:
+  """Describes the options that attention alone has."""
+  from halonet.cost.table1 import LayerSetting
+
+  stride = fields.Field(8, "Image pixels per pixel of the figure's map.")
+  return fields.fields_of(LayerSetting) | {"stride": stride}
 
 
 def of_attention(arguments: argparse.Namespace) -> dict:
-  """Prints Table 1, and gives it as a dict."""
+  """Prints Table 1 and returns it as a dict."""
   from halonet.cost import markdown, table1
 
   setting = _setting(arguments)
@@ -130,7 +113,7 @@ def of_attention(arguments: argparse.Namespace) -> dict:
     "rows": [
       {
         "method": row.method,
-        **{f"memory_{term}": float(x) for term, x in row.memory.items()},
+        **{f"memory_{term}": x for term, x in row.memory.items()},
         "field_formula": row.field_formula,
         "field_counted": row.field_counted,
         **{f"flops_{term}": x for term, x in row.flops.items()},
@@ -138,12 +121,12 @@ def of_attention(arguments: argparse.Namespace) -> dict:
       }
       for row in rows
     ],
-    "unexplained": float(sum(row.unexplained for row in rows)),
+    "unexplained": sum(row.unexplained for row in rows),
   }
 
 
 def of_growth(arguments: argparse.Namespace) -> dict:
-  """Measures growing maps, draws them, and gives the points as a dict."""
+  """Measures growing maps, draws them and returns the points as a dict."""
   from halonet.cost import growth, table1
 
   if arguments.stride < 1:
@@ -154,7 +137,7 @@ def of_growth(arguments: argparse.Namespace) -> dict:
   points = []
   for point in growth.measure(setting, arguments.stride):
     points.append(point)
-    taken = "does not fit in half of this machine's memory: not run"
+    taken = "not run: it does not fit in half of this machine's memory"
     if point.seconds is not None:
       taken = f"{point.seconds * 1e3:,.2f} ms"
     print(
@@ -167,13 +150,9 @@ def of_growth(arguments: argparse.Namespace) -> dict:
   slopes = {}
   for method in table1.METHODS:
     own = [point for point in points if point.method == method]
-    slopes[method] = {
-      quantity: growth.slope(own, quantity) for quantity in ("bytes", "seconds")
-    }
-    print(
-      f"  {method:17} memory {slopes[method]['bytes']:.2f},"
-      f" time {slopes[method]['seconds']:.2f}"
-    )
+    memory, time = (growth.slope(own, of) for of in ("bytes", "seconds"))
+    slopes[method] = {"bytes": memory, "seconds": time}
+    print(f"  {method:17} memory {memory:.2f}, time {time:.2f}")
   print(f"Wrote {arguments.figure}")
   return {
     "setting": dataclasses.asdict(setting),
@@ -184,7 +163,7 @@ def of_growth(arguments: argparse.Namespace) -> dict:
 
 
 def of_model(arguments: argparse.Namespace, rest: list[str]) -> dict:
-  """Prints what a model costs, and gives it as a dict."""
+  """Prints what a model costs and returns it as a dict."""
   from halonet.cost import markdown
   from halonet.cost import model as model_cost
 
@@ -216,7 +195,7 @@ def of_model(arguments: argparse.Namespace, rest: list[str]) -> dict:
 
 
 def _model(arguments, rest):
-  """The model's name, its spec, and the image size of its source."""
+  """Returns the model's name, the model, and the size of its images."""
   if arguments.model and arguments.config:
     raise UsageError("--model and --config exclude each other")
   kind = "model" if arguments.model else "config"
@@ -237,11 +216,11 @@ def _model(arguments, rest):
 
   from halonet.models import registry
 
-  fields = command.model_fields(rest)
+  overrides = command.model_fields(rest)
   if arguments.num_classes is not None:
-    fields["num_classes"] = arguments.num_classes
+    overrides["num_classes"] = arguments.num_classes
   try:
-    model = registry.create_model(arguments.model, **fields)
+    model = registry.create_model(arguments.model, **overrides)
     size = registry.get_entry(arguments.model).image_size
   except ValueError as error:
     raise UsageError(f"--model: {error}") from None
@@ -251,12 +230,8 @@ def _model(arguments, rest):
 def _setting(arguments):
   from halonet.cost.table1 import LayerSetting
 
-  return LayerSetting(
-    **{
-      field.name: getattr(arguments, field.name)
-      for field in dataclasses.fields(LayerSetting)
-    }
-  )
+  names = fields.fields_of(LayerSetting)
+  return LayerSetting(**{name: getattr(arguments, name) for name in names})
 
 
 if __name__ == "__main__":

@@ -7,21 +7,19 @@ multiplication and an addition are two), at the image size of the model's
 source. Padding to whole blocks and the relative positions are part of them.
 """
 
-import argparse
 import pathlib
 
 import halonet
+from halonet import command
 from halonet.cost import model as model_cost
 from halonet.models.registry import get_entry
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "models.md"
-BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
 
-# Where a model is described; its published parameters, in millions; its
-# published ImageNet top-1 with the place where it stands. Tables are HaloNet's
-# unless they are said to be SASA's. [2]: a secondary source. "21k": pre-trained
-# on ImageNet-21k, at 384. "held out": on a part of the training images. A model
-# that nobody published has no row.
+# Where a model is described, its published parameters in millions, and its
+# published ImageNet top-1 with the source. Tables are HaloNet's unless SASA's
+# are named. [2]: a secondary source. "21k": pre-trained on ImageNet-21k, at 384.
+# "held out": on a part of the training images. Unpublished models have no row.
 PUBLISHED = {
   "halonet_h0": ("Table 2", "5.5", "77.9 [2]"),
   "halonet_h1": ("Table 2", "8.1", "79.9 [2]"),
@@ -79,35 +77,30 @@ PUBLISHED = {
 }
 
 
+HEADER = (
+  *("model", "size", "parameters", "published, M", "GFLOPs", "source"),
+  *("published top-1", "ours"),
+)
+
+
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument(
-    "--write", action="store_true", help=f"between the marks in {PAGE.name}"
-  )
+  parser = command.parser(__doc__)
+  parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}")
   arguments = parser.parse_args()
-  lines = [
-    "| model | size | parameters | published, M | GFLOPs | source |"
-    " published top-1 | ours |",
-    "|---|---|---|---|---|---|---|---|",
-    *(row(name) for name in halonet.list_models()),
-  ]
-  if not arguments.write:
-    print("\n".join(lines))
-    return
-  before, rest = PAGE.read_text().split(BEGIN)
-  _, after = rest.split(END)
-  PAGE.write_text("\n".join([before + BEGIN, *lines, END + after]))
-  print(f"Wrote {PAGE}")
+  text = command.table(HEADER, map(row, halonet.list_models()), len(HEADER))
+  if arguments.write:
+    command.write_section(PAGE, "models", text)
+  else:
+    print(text)
 
 
-def row(name: str) -> str:
-  model = halonet.create_model(name)
+def row(name: str) -> tuple:
   size = get_entry(name).image_size
-  cost = model_cost.count(model, size).total
+  cost = model_cost.count(halonet.create_model(name), size).total
   source, millions, accuracy = PUBLISHED.get(name, ("–",) * 3)
   return (
-    f"| `{name}` | {size} | {cost.parameters:,} | {millions} |"
-    f" {cost.flops / 1e9:.2f} | {source} | {accuracy} | not yet measured |"
+    *(f"`{name}`", size, f"{cost.parameters:,}", millions),
+    *(f"{cost.flops / 1e9:.2f}", source, accuracy, "not yet measured"),
   )
 
 

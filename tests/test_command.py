@@ -50,6 +50,8 @@ def test_huge_pages_unless_something_else_is_chosen(chosen):
 )
 def test_files_that_cannot_be_written(tmp_path, name, message):
   (tmp_path / "folder.png").mkdir()
+  parser = command.parser("")
+  command.add_output(parser, "--figure", ".png")
   with pytest.raises(UsageError, match=message):
-    command.check_output("--figure", tmp_path / name, ".png")
-  command.check_output("--figure", tmp_path / "x.png", ".png")
+    parser.parse_args([f"--figure={tmp_path / name}"])
+  parser.parse_args([f"--figure={tmp_path / 'x.png'}"])

@@ -24,6 +24,7 @@ import numpy as np
 
 from halonet.cost import counted
 from halonet.errors import UsageError
+from halonet.fields import check_fields, field
 from halonet.ops import blocks, positions
 from halonet.ops.attention import blocked_local_attention, global_attention
 
@@ -34,36 +35,32 @@ METHODS = ("global", "per-pixel windows", "SASA", "blocked local")
 class LayerSetting:
   """The numbers that Table 1 asks for, and the number of heads.
 
-  Attributes:
-    height: height of the map in pixels (H).
-    width: width of the map in pixels (W).
-    channels: channels of queries, keys and values each (c).
-    window: side of a pixel's own window in pixels (k); odd.
-    block_size: side of a block in pixels (b).
-    halo_size: pixels that a neighbourhood reaches beyond its block (h).
-    heads: number of heads that share the channels. The formulas do not depend
-      on it; the relative terms and the softmax do.
-
   Raises:
     UsageError: on construction, if a field is out of range.
   """
 
-  height: int = 64
-  width: int = 64
-  channels: int = 64
-  window: int = 7
-  block_size: int = 8
-  halo_size: int = 3
-  heads: int = 4
+  height: int = field(64, "Height of the feature map in pixels (H).", least=1)
+  width: int = field(64, "Width of the feature map in pixels (W).", least=1)
+  channels: int = field(
+    64, "Channels of queries, keys and values each (c).", least=1
+  )
+  window: int = field(
+    7, "Side of a pixel's own window in pixels (k); odd.", least=1
+  )
+  block_size: int = field(8, "Side of a block in pixels (b).", least=1)
+  halo_size: int = field(3, "Width of the halo in pixels (h).", least=0)
+  heads: int = field(
+    4,
+    "Heads that share the channels. Table 1 does not depend on them; the"
+    " relative terms and the softmax do.",
+    least=1,
+  )
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      least = 0 if field.name == "halo_size" else 1
-      if value < least:
-        raise UsageError(
-          f"--{field.name} is {value}; it must be at least {least}"
-        )
+    try:
+      check_fields(self)
+    except ValueError as error:
+      raise UsageError(f"--{error}") from None
     if self.window % 2 == 0:
       raise UsageError(
         f"--window is {self.window}; it must be odd, so that its pixel is in"
