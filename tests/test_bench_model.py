@@ -52,7 +52,8 @@ def test_measures_two_forms_of_the_model(bench, tmp_path, capsys):
   bench(*SMALL, "--step=forward", "--other.halo_size=4", f"--json={file}")
   output = capsys.readouterr().out
   assert (
-    "| step | model | images/s | ÷ other | peak memory, GiB | ÷ other |" in output
+    "| step | model | images/s | ÷ other | peak memory, GiB | ÷ other |"
+    in output
   )
   result = json.loads(file.read_text())
   assert result["settings"]["other"] == {"halo_size": 4}
