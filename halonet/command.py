@@ -137,9 +137,9 @@ def table(
   header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1
 ) -> str:
   """Formats a Markdown table whose first `left` columns are texts."""
-  lines = [" | ".join(map(str, cells)) for cells in (header, *rows)]
+  lines = [f"| {' | '.join(map(str, cells))} |" for cells in (header, *rows)]
   rule = ["---"] * left + ["--:"] * (len(header) - left)
-  return "\n".join(f"| {x} |" for x in (lines[0], " | ".join(rule), *lines[1:]))
+  return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
 
 
 def model_fields(

@@ -104,34 +104,18 @@ def draw_attention(
     attention, extent=extent, cmap="magma", alpha=0.8, vmin=0
   )
   figure.colorbar(shown, ax=panels[1], shrink=0.8, label="mean weight")
+  blue = dict(edgecolor="deepskyblue", linewidth=2.5)
   for panel in panels:
-    for corner, length, style, name in (
-      ((block[1], block[0]), block_size, "-", "block"),
-      ((block[1] - halo_size, block[0] - halo_size), window, "--", "halo"),
+    for first, length, name, style in (
+      (0, block_size, f"block ({block_size}×{block_size})", blue),
+      (halo_size, window, f"halo ({window}×{window})", blue | {"ls": "--"}),
     ):
+      corner = block[1] - first, block[0] - first
       panel.add_patch(
-        Rectangle(
-          corner,
-          length,
-          length,
-          fill=False,
-          edgecolor="deepskyblue",
-          linewidth=2.5,
-          linestyle=style,
-          label=f"{name} ({length}×{length})",
-        )
+        Rectangle(corner, length, length, fill=False, label=name, **style)
       )
-    panel.add_patch(
-      Rectangle(
-        (query[1], query[0]),
-        1,
-        1,
-        fill=False,
-        edgecolor="lime",
-        linewidth=2.5,
-        label="query",
-      )
-    )
+    style = dict(edgecolor="lime", linewidth=2.5, label="query")
+    panel.add_patch(Rectangle(query[::-1], 1, 1, fill=False, **style))
     margin = 0.04 * map_size + halo_size
     panel.set_xlim(-margin, map_size + margin)
     panel.set_ylim(map_size + margin, -margin)

@@ -2,10 +2,10 @@
 
   python scripts/bench_input.py FOLDER [--image_size=256]
 
-FOLDER holds JPEGs, at any depth. Each pipeline has processes of its own, and
-all cores that this process may use (`taskset -c 0-3 python …` leaves it four),
-while the others rest: they take turns, for some seconds in each of three
-rounds. The medians are compared:
+FOLDER holds JPEGs, at any depth. Each pipeline has processes of its own. They
+take turns, for some seconds in each of three rounds, and have all cores that
+this process may use (`taskset -c 0-3 python …` leaves four) while the others
+rest. The medians are compared:
 
   bare           this project's fused decoding and random cropping, and the
                  resize, and nothing else: the least that training needs.
@@ -15,25 +15,22 @@ rounds. The medians are compared:
   full bfloat16  the same, normalised to bfloat16.
   Pillow         the same as full, with Pillow and NumPy, in one worker process
                  per core. Every JPEG is decoded whole, as torchvision and timm
-                 do. A worker normalises its images into their places in a batch
-                 in shared memory, two batches in turn: nothing is sent.
-  Pillow draft   the same; but, as in bare and full, a JPEG is decoded at a
-                 reduced size (Pillow's draft mode) where the crop is twice as
-                 large as needed.
+                 do. A worker writes its images straight into one of two batches
+                 in shared memory: nothing is sent.
+  Pillow draft   the same, but a JPEG is decoded at a reduced size, as in bare
+                 and full, where the crop is twice as large as needed.
 
-An image counts when its batch is delivered. A process's rate is that between
-two deliveries, the last of the warm-up and the last of the seconds, so that no
-part of a batch is lost or won. The warm-up before each count covers the start,
-and what was buffered during the rest. The files are read before: they come from
-the system's file cache as long as there is memory for it.
+An image counts when its batch is delivered. The rate of a process is that
+between two deliveries, the last of the warm-up and the last of the seconds, so
+only whole batches count. The warm-up before each count covers the start and
+what was buffered during the rest. The files are read beforehand, so they come
+from the system's file cache as long as there is memory for it.
 """
 
 # No TensorFlow up here: Pillow's workers read this module as well.
-import argparse
 import contextlib
 import functools
 import itertools
-import json
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -63,18 +60,18 @@ GREY = (128, 128, 128)  # What pixels from outside of an image become.
 
 
 def main() -> None:
-  form = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+  parser = command.parser(__doc__)
   parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER")
-  parser.add_argument("--image_size", type=int, default=256, metavar="PIXELS")
-  seconds = f"per pipeline and round, of {ROUNDS} rounds (default: 10)"
-  parser.add_argument("--seconds", type=float, default=10.0, help=seconds)
-  parser.add_argument("--json", type=pathlib.Path, help="also write it here")
+  side = command.positive(int)
+  parser.add_argument("--image_size", type=side, default=256, metavar="PIXELS")
+  parser.add_argument(
+    "--seconds",
+    type=command.positive(float),
+    default=10.0,
+    help=f"per pipeline and round, of {ROUNDS} rounds (default: 10)",
+  )
+  command.add_output(parser, "--json")
   arguments = parser.parse_args()
-  for name in ("image_size", "seconds"):
-    if getattr(arguments, name) <= 0:
-      parser.error(f"--{name} must be above 0")
-  command.check_output("--json", arguments.json)
 
   cores = len(os.sched_getaffinity(0))
   files, size = read_files(arguments.folder)
@@ -82,29 +79,26 @@ def main() -> None:
   print(f"{about}; {cores} cores; {arguments.image_size} pixels", flush=True)
   # For the processes: several cannot share an accelerator.
   os.environ["JAX_PLATFORMS"] = "cpu"
-  rates = measure(files, arguments)
+  rates = measure(files, arguments.image_size, arguments.seconds, cores)
   medians = {name: statistics.median(rates[name]) for name in rates}
-  result = dict(
-    folder=str(arguments.folder),
-    images=len(files),
-    bytes=size,
-    image_size=arguments.image_size,
-    cores=cores,
-    seconds=arguments.seconds,
-    rounds=rates,
-    images_per_second=medians,
-  )
-  result["full_to_bare"] = medians["full"] / medians["bare"]
-  result["full_to_pillow"] = medians["full"] / medians["Pillow"]
-  result["full_to_pillow_draft"] = medians["full"] / medians["Pillow draft"]
+  result = vars(arguments) | {
+    "folder": str(arguments.folder),
+    "json": str(arguments.json),
+    "images": len(files),
+    "bytes": size,
+    "cores": cores,
+    "rounds": rates,
+    "images_per_second": medians,
+  }
+  for other in ("bare", "Pillow", "Pillow draft"):
+    name = "full_to_" + other.lower().replace(" ", "_")
+    result[name] = medians["full"] / medians[other]
   print(table(result))
-  if arguments.json:
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"Wrote {arguments.json}")
+  command.write_json(arguments.json, result)
 
 
 def read_files(folder: pathlib.Path) -> tuple[list[str], int]:
-  """Reads JPEGs: at most `MAX_FILES` paths, all bytes; UsageError if none."""
+  """Finds up to `MAX_FILES` JPEGs; returns their paths and size in bytes."""
   if not folder.is_dir():
     raise UsageError(f"there is no folder {folder}")
   paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -122,11 +116,9 @@ def read_files(folder: pathlib.Path) -> tuple[list[str], int]:
   return files, size
 
 
-def measure(
-  files: list[str], arguments: argparse.Namespace
-) -> dict[str, list[float]]:
-  """Runs the pipelines in turns: images per second of each in every round."""
-  cores, partial = len(os.sched_getaffinity(0)), functools.partial
+def measure(files, image_size, seconds, cores) -> dict[str, list[float]]:
+  """Runs the pipelines in turns; returns images per second in every round."""
+  partial = functools.partial
   pipelines = {
     "bare": (bare_batches, 1),
     "full": (partial(train_batches, image_dtype="float32"), 1),
@@ -137,31 +129,34 @@ def measure(
   with contextlib.ExitStack() as stack:
     meters = {}
     for name, (make, processes) in pipelines.items():
-      make = partial(make, files, arguments.image_size)
+      make = partial(make, files, image_size)
       meters[name] = stack.enter_context(started(name, make, processes))
     rates = {name: [] for name in meters}
-    warm_up = min(WARM_UP_SECONDS, arguments.seconds)
+    warm_up = min(WARM_UP_SECONDS, seconds)
     print("Warming up", flush=True)
     for rate in meters.values():  # Compiles, and starts all threads.
-      rate(warm_up, arguments.seconds)
+      rate(warm_up, seconds)
     for number in range(ROUNDS):
       for name, rate in meters.items():
-        rates[name].append(rate(warm_up, arguments.seconds))
+        rates[name].append(rate(warm_up, seconds))
         done = f"round {number + 1}/{ROUNDS} {name:13}"
         print(f"{done} {rates[name][-1]:8.1f} images/s", flush=True)
   return rates
 
 
 def table(result: dict) -> str:
-  lines = ["| pipeline | images/s | rounds |", "|---|---|---|"]
-  for name, values in result["rounds"].items():
-    spread = " ".join(f"{value:.0f}" for value in values)
-    median = result["images_per_second"][name]
-    lines.append(f"| {name} | {median:.1f} | {spread} |")
+  rows = [
+    (
+      name,
+      f"{median:.1f}",
+      " ".join(f"{x:.0f}" for x in result["rounds"][name]),
+    )
+    for name, median in result["images_per_second"].items()
+  ]
   for other in ("bare", "Pillow", "Pillow draft"):
     ratio = result["full_to_" + other.lower().replace(" ", "_")]
-    lines.append(f"| full ÷ {other} | {ratio:.2f} | |")
-  return "\n".join(lines)
+    rows.append((f"full ÷ {other}", f"{ratio:.2f}", "–"))
+  return command.table(("pipeline", "images/s", "rounds"), rows, left=3)
 
 
 # ------------------------------------------------------------------- processes
@@ -173,14 +168,15 @@ def started(
 ) -> Iterator[Callable[[float, float], float]]:
   """Starts a pipeline's processes, which rest except while it is measured.
 
-  `make`, pickled, gives a process its batches, by its number; None among them
-  is a place to rest. Yields a function from the seconds to warm up and to count
-  to images per second. It raises RunError if a process has ended.
+  `make`, which is pickled, takes a process's number and returns its batches;
+  at a None among them it may rest. Yields a function that takes the seconds to
+  warm up and to count, and returns images per second. It raises RunError if a
+  process has ended.
   """
   # Spawned: forked ones could inherit locks.
   context = multiprocessing.get_context("spawn")
   running, failure = context.Event(), context.SimpleQueue()
-  # Of each: its images so far, and when the last of them were delivered.
+  # Each holds the images so far and when the last of them were delivered.
   marks = [context.Array("d", 2) for _ in range(processes)]
   workers = []
   for number, mark in enumerate(marks):
@@ -197,7 +193,7 @@ def started(
       raise RunError(f"a process of the pipeline {name} has ended: {why}")
 
   def run(seconds):
-    """The marks after some time in which every process delivers."""
+    """Returns the marks after `seconds`, when every process has delivered."""
     before = np.array([mark[:] for mark in marks])
     wait(seconds)
     while ((now := np.array([mark[:] for mark in marks])) == before).any():
@@ -274,16 +270,10 @@ def train_batches(files, size, number, *, image_dtype):
   from halonet.tasks.task import make_task
   from halonet.training.config import load_config
 
-  overrides = {
-    "seed": number,
-    "batch_size": BATCH_SIZE,
-    "data.image_size": size,
-    "data.image_dtype": image_dtype,
-    "data.crop_area": LEAST_AREA,
-    "data.randaugment_layers": LAYERS,
-    "data.randaugment_magnitude": MAGNITUDE,
-  }
-  config = load_config(CONFIG, [f"{k}={v}" for k, v in overrides.items()])
+  overrides = f"""seed={number} batch_size={BATCH_SIZE} data.image_size={size}
+    data.image_dtype={image_dtype} data.crop_area={LEAST_AREA}
+    data.randaugment_layers={LAYERS} data.randaugment_magnitude={MAGNITUDE}"""
+  config = load_config(CONFIG, overrides.split())
 
   def read_one(shard):
     path = tf.gather(tf.constant(files), shard % len(files))
@@ -299,7 +289,7 @@ def train_batches(files, size, number, *, image_dtype):
 
 
 def pillow_batches(files, size, number, *, draft):
-  """Two batches in turn, each made anew; None after every image before."""
+  """Yields two batches in turn, made anew, and None before every image."""
   choices = random.Random(number)
   shape = (2, BATCH_SIZE, size, size, 3)
   memory = multiprocessing.RawArray("f", math.prod(shape))
@@ -317,9 +307,9 @@ def pillow_batches(files, size, number, *, draft):
 def pillow_image(
   path: str, place: np.ndarray, choices: random.Random, *, draft: bool
 ) -> None:
-  """What `pipeline.train_batches` does to an image, by Pillow and NumPy.
+  """Does what `pipeline.train_batches` does to an image, with Pillow and NumPy.
 
-  `place`, `[size, size, 3]` float32, is where the result is written.
+  The result is written into `place`, `[size, size, 3]` float32.
   """
   size = len(place)
   with Image.open(path) as image:
@@ -348,14 +338,14 @@ def pillow_image(
 
 @functools.cache
 def normalisation(size):
-  """Factors and summands for a row of pixels."""
+  """Returns factors and summands for a row of pixels."""
   mean, std = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
   rows = np.tile(1 / (255 * std), size), np.tile(-mean / std, size)
   return tuple(row.astype(np.float32) for row in rows)
 
 
 def random_window(width, height, choices):
-  """Left, top, width and height, distributed as in preprocessing.py."""
+  """Draws left, top, width and height as `preprocessing` does."""
   aspect = choices.uniform(3 / 4, 4 / 3)
   most = min(height, int(width / aspect))
   least = min(most, round(math.sqrt(LEAST_AREA * width * height / aspect)))

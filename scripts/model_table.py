@@ -18,8 +18,7 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "models.md"
 
 # Where a model is described, its published parameters in millions, and its
 # published ImageNet top-1 with the source. Tables are HaloNet's unless SASA's
-# are named. [2] is a secondary source; "21k" is pre-trained on ImageNet-21k, at
-# 384 pixels.
+# are named. [2]: a secondary source. "21k": pre-trained on ImageNet-21k at 384.
 # "held out": on a part of the training images. Unpublished models have no row.
 PUBLISHED = {
   "halonet_h0": ("Table 2", "5.5", "77.9 [2]"),

@@ -5,7 +5,6 @@ python scripts/prepare_data.py imagenet2012 --data_dir=gs://BUCKET/tfds
 python scripts/prepare_data.py folder --data_dir=DIR --test_split=val
 """
 
-import argparse
 import collections
 import os
 import time
@@ -23,11 +22,7 @@ _MANUAL = {
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser(__doc__)
   parser.add_argument(
     "name", help='value of config.data.name: a TFDS name, or "folder"'
   )
@@ -49,13 +44,8 @@ def main() -> None:
 
   from halonet.data import sources
 
-  data = ml_collections.ConfigDict(
-    dict(
-      name=arguments.name,
-      data_dir=arguments.data_dir,
-      train_split=arguments.train_split,
-    )
-  )
+  names = "name", "data_dir", "train_split"
+  data = ml_collections.ConfigDict({x: getattr(arguments, x) for x in names})
   source = sources.describe(data, needs={})
   builder = getattr(source, "builder", None)
   if builder and not builder.is_prepared():
@@ -92,7 +82,7 @@ def main() -> None:
 
 
 def default_test_split(data, source) -> str:
-  """Names the split that a data set's publishers measure on."""
+  """Returns the split that a data set's publishers measure on."""
   for name in ("validation", "val", "test"):
     try:
       source.split("test_split", name)
@@ -119,9 +109,7 @@ def check_manual_files(builder) -> None:
     path = f"{folder}/{name}"
     if not tf.io.gfile.exists(path):
       problems.append(f"{name} is missing")
-      continue
-    found = tf.io.gfile.stat(path).length
-    if found != size:
+    elif (found := tf.io.gfile.stat(path).length) != size:
       problems.append(f"{name} has {found} bytes and should have {size}")
   if problems:
     raise UsageError(
@@ -158,51 +146,41 @@ def check_files(split) -> None:
 
 
 def verify(name, split) -> list[str]:
-  """Decodes every image of a split and names those that are corrupt."""
+  """Decodes every image of a split and returns the places of corrupt ones."""
   import numpy as np
 
   from halonet.data import preprocessing
   from halonet.data.runtime import CORES, tf
 
-  def attempt(number, example):
-    # An image that cannot be decoded drops out, and -1 takes its place.
-    good = tf.data.Dataset.from_tensors(example["image"]).map(
-      lambda image: tf.minimum(
-        tf.cast(tf.size(preprocessing.decode(image)), tf.int64), 0
-      )
-    )
-    bad = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64))
-    result = good.ignore_errors().concatenate(bad).take(1).get_single_element()
-    return number, result
-
-  def read(shard, skip, take, number):
-    return split.read(shard, skip, take).enumerate(number)
+  def corrupt(number, example):
+    image = tf.data.Dataset.from_tensors(example["image"])
+    image = image.map(preprocessing.decode).ignore_errors()
+    return number, tf.equal(image.reduce(0, lambda count, _: count + 1), 0)
 
   numbers = np.cumsum(split.sizes) - split.sizes
   shards = np.arange(len(split.sizes), dtype=np.int64)
+  parts = tf.data.Dataset.from_tensor_slices(
+    (shards, split.skips, split.sizes, numbers)
+  )
   results = (
-    tf.data.Dataset.from_tensor_slices(
-      (shards, split.skips, split.sizes, numbers)
-    )
-    .flat_map(read)
-    .map(attempt, num_parallel_calls=CORES)
+    parts.flat_map(lambda *part: split.read(*part[:3]).enumerate(part[3]))
+    .map(corrupt, num_parallel_calls=CORES)
     .prefetch(CORES)
   )
   bad, done = [], 0
   started = said = time.perf_counter()
   try:
-    for number, result in results.as_numpy_iterator():
+    for number, is_corrupt in results.as_numpy_iterator():
       done += 1
-      if result < 0:
+      if is_corrupt:
         bad.append(split.where(int(number)))
       now = time.perf_counter()
       if now - said > 5 or done == split.size:
         said = now
         rate = done / (now - started)
-        left = (split.size - done) / rate
         print(
           f"{name}: {done} of {split.size} decoded, {len(bad)} corrupt,"
-          f" {rate:.0f} images/s, {left:.0f} s left",
+          f" {rate:.0f} images/s, {(split.size - done) / rate:.0f} s left",
           flush=True,
         )
   except tf.errors.OpError as error:

@@ -4,12 +4,10 @@
   python scripts/sweep.py --config=configs/sweeps/window.py --workdir=DIR
   python scripts/sweep.py report --workdir=DIR
 
-The same command goes on after an interruption, adds a worker when it is run on
-another machine with the same --storage, and does nothing when the grid is
-finished.
+The same command resumes after an interruption, adds a worker when it runs on
+another machine with the same --storage, and does nothing once the grid is done.
 """
 
-import argparse
 import pathlib
 import time
 
@@ -26,12 +24,7 @@ all workers share.
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    epilog=_EPILOG,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser(__doc__, epilog=_EPILOG)
   parser.add_argument(
     "action",
     nargs="?",
@@ -56,9 +49,7 @@ def main() -> None:
   )
   parser.add_argument("--seeds", metavar="N,N", help="in place of the file's")
   parser.add_argument(
-    "--retry_failed",
-    action="store_true",
-    help="train failed trials again",
+    "--retry_failed", action="store_true", help="train failed trials again"
   )
   parser.add_argument(
     "--dry_run",
@@ -129,11 +120,7 @@ def _run(arguments, sweep):
     )
     check_data(sweep)
     ledger = worker.run()
-  counts = [
-    f"{ledger.count(status)} {status}"
-    for status in OVER
-    if ledger.count(status)
-  ]
+  counts = [f"{ledger.count(x)} {x}" for x in OVER if ledger.count(x)]
   taken = "" if finished else f", {time.monotonic() - started:.0f} s"
   print(f"{total} trials: {', '.join(counts)}{taken}", flush=True)
   _report(arguments, board, only_if_missing=finished)

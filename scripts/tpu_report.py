@@ -5,20 +5,19 @@
     [--config.FIELD=VALUE ...] [--no_search] [--json=FILE]
 
 compiles the step of the training loop, sharded over the whole slice, with the
-TPU compiler, which needs no TPU (and leaves alone what there is). That takes
-minutes for a large model. Topologies are v3:4x4, v4:2x2x4, v5e:4x4, v5p:2x2x2,
+TPU compiler, which neither needs nor touches a TPU. That takes minutes for a
+large model. Topologies are v3:4x4, v4:2x2x4, v5e:4x4, v5p:2x2x2,
 v6e:4x4 and others of these generations, in chips. A "core" is a device of
 JAX's: one of a v3 chip's two, a whole chip elsewhere. Nothing is run: times are
 the compiler's estimates.
 
   python scripts/tpu_report.py --table [--write]
 
-computes the rows of the tables in docs/tpu.md that docs/tables/tpu.jsonl lacks,
-one line each, which takes hours in all; interrupted, it resumes with the next
-row. --write computes nothing: it writes the rows that are there into the page.
+computes the rows of the tables in docs/tpu.md that docs/tables/tpu.jsonl lacks.
+All of them take hours; interrupted, it resumes with the next row. --write
+computes nothing and writes the rows that are there into the page.
 """
 
-import argparse
 import dataclasses
 import datetime
 import importlib.metadata
@@ -30,23 +29,18 @@ import time
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from halonet import command  # noqa: E402
+from halonet import command, fields  # noqa: E402
 from halonet.errors import UsageError  # noqa: E402
 
 PAGE = ROOT / "docs/tpu.md"
 ROWS = ROOT / "docs/tables/tpu.jsonl"
-BEGIN, END = "<!-- tpu: begin -->", "<!-- tpu: end -->"
 MISSING = "not yet computed"
 HALONETS = tuple(f"h{number}" for number in range(8))
 SLICES = ("v5e:4x4", "v3:4x4", "v6e:4x4", "v4:2x2x4", "v5p:2x2x2")
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser(__doc__)
   parser.add_argument("--config", metavar="FILE[:ARG]")
   parser.add_argument("--topology", metavar="GENERATION:SHAPE")
   parser.add_argument("--per_core_batch", type=int, default=32, metavar="N")
@@ -59,14 +53,11 @@ def main() -> None:
     action="store_true",
     help="does not look for the largest batch that fits",
   )
-  parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
+  command.add_output(parser, "--json")
   parser.add_argument("--table", action="store_true")
   parser.add_argument("--write", action="store_true")
   arguments, rest = parser.parse_known_args()
-  for word in rest:
-    if not word.startswith("--config.") or "=" not in word:
-      raise UsageError(f"unknown argument {word}; see --help")
-  overrides = [word.removeprefix("--config.") for word in rest]
+  overrides = [f"{k}={v}" for k, v in fields.parse_overrides(rest).items()]
 
   from halonet.tpu import step_cost, step_text  # Heavy: after --help.
   from halonet.tpu.largest import largest_batch
@@ -75,8 +66,8 @@ def main() -> None:
     raise UsageError("--write belongs to --table; see --help")
   if arguments.table and (arguments.config or arguments.topology or rest):
     raise UsageError("--table computes its own rows; leave out the others")
-  if arguments.table and arguments.write:
-    write_table()
+  if arguments.write:
+    command.write_section(PAGE, "tpu", tables(read_rows()))
     return
   step_cost.check_available()
   if arguments.table:
@@ -85,7 +76,6 @@ def main() -> None:
   for field in ("config", "topology"):
     if getattr(arguments, field) is None:
       raise UsageError(f"--{field} is missing; see --help")
-  command.check_output("--json", arguments.json)
   from halonet.training.config import load_config
 
   config = load_config(arguments.config, overrides)
@@ -111,14 +101,12 @@ def main() -> None:
     words = [w for w in words if not w.startswith("--config.batch_size=")]
     words.append(f"--config.batch_size={batch}")
     print(f"Next: scripts/train.sh {' '.join(words)}, on such a slice")
-  if arguments.json:
-    result = {"report": as_json(first), "largest": as_json(best)}
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"Wrote {arguments.json}")
+  written = {"report": as_json(first), "largest": as_json(best)}
+  command.write_json(arguments.json, written)
 
 
 def compiler(config, topology, step, num_classes=None):
-  """Returns functions that compile a batch, and that say which may be."""
+  """Returns two functions of a batch: to compile it, and whether it may be."""
   from halonet.tpu import step_cost, step_text
 
   def compile_(size):
@@ -135,16 +123,15 @@ def compiler(config, topology, step, num_classes=None):
 
   def allowed(size):
     try:
-      step_cost.sized(config, topology, size)
+      return bool(step_cost.sized(config, topology, size))
     except UsageError:
       return False
-    return True
 
   return compile_, allowed
 
 
 def as_json(cost):
-  """Returns a cost as JSON has it, with the ten most expensive layers."""
+  """Returns a cost as a dict with only the ten most expensive layers."""
   if cost is None:
     return None
   fields = dataclasses.asdict(cost)
@@ -157,7 +144,7 @@ def as_json(cost):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """What one figure of the tables is of: a model, compiled for a slice."""
+  """One figure of the tables: a model, compiled for a slice."""
 
   model: str
   config: str
@@ -173,46 +160,36 @@ class Case:
 
 
 def rows() -> list[Case]:
-  """Returns what the tables show, in the order of computation."""
-  resnet = "configs/imagenet/sasa.py:resnet50"
-  calibration = [
-    Case("ResNet-50 at 224", resnet, "v3:4x4", published="–"),
-    # The paper does not say the size of the images.
+  """Returns the cases of the tables in the order of computation."""
+  v3, resnet = SLICES[1], "configs/imagenet/sasa.py:resnet50"
+  # The paper does not say the size of the images.
+  large = ("data.image_size=1024",)
+  measured = [
+    Case("ResNet-50 at 224", resnet, v3, published="–"),
     Case(
-      "ResNet-50 at 1024",
-      resnet,
-      "v3:4x4",
-      step="eval",
-      per_core_batch=16,
-      overrides=("data.image_size=1024",),
+      *("ResNet-50 at 1024", resnet, v3, "eval", 16, large),
       published="409 ms (Table 5)",
     ),
   ]
-  wide = [
-    Case(
-      f"H4 {name} at 256",
-      f"configs/imagenet/imagenet21k.py:{name}",
-      "v3:4x4",
-      published=f"{milliseconds} ms (Table 6)",
-    )
-    for name, milliseconds in (
-      ("base128_conv12", 213),
-      ("base128", 377),
-      ("base128_patch4", 366),
-    )
-  ]
-  # Cheap and dear chips by turns, so that the first rows say the most.
-  models = [
+  for name, milliseconds in (
+    ("base128_conv12", 213),
+    ("base128", 377),
+    ("base128_patch4", 366),
+  ):
+    config = f"configs/imagenet/imagenet21k.py:{name}"
+    published = f"{milliseconds} ms (Table 6)"
+    measured.append(Case(f"H4 {name} at 256", config, v3, published=published))
+  # Cheap and dear chips alternate, so that the first rows say the most.
+  return measured + [
     Case(model, f"configs/imagenet/halonet.py:{model}", topology)
     for slices in (SLICES[:2], SLICES[2:])
     for model in HALONETS
     for topology in slices
   ]
-  return calibration + wide + models
 
 
 def read_rows() -> dict[str, dict]:
-  """Returns what has been computed, by the cases' keys."""
+  """Returns what has been computed, by the key of its case."""
   if not ROWS.exists():
     return {}
   found = [json.loads(line) for line in ROWS.read_text().splitlines()]
@@ -220,7 +197,7 @@ def read_rows() -> dict[str, dict]:
 
 
 def make_table() -> None:
-  """Computes the rows that are missing, and appends each to the file."""
+  """Computes the rows that are missing and appends each to the file."""
   from halonet.tpu.largest import largest_batch
   from halonet.training.config import load_config
 
@@ -238,7 +215,7 @@ def make_table() -> None:
       eta = datetime.timedelta(seconds=round(seconds * (len(missing) - number)))
     print(f"[{number + 1}/{len(missing)}] {row.key}, ETA {eta}", flush=True)
     config = load_config(row.config, row.overrides)
-    # The classes of a folder that is not here: ImageNet-21k's.
+    # The folder of ImageNet-21k need not be here.
     classes = 21_841 if config.data.name == "folder" else None
     compile_, allowed = compiler(config, row.topology, row.step, classes)
     report = first = compile_(row.per_core_batch)
@@ -256,14 +233,6 @@ def make_table() -> None:
   print(f"Wrote {ROWS}\nNext: scripts/tpu_report.py --table --write")
 
 
-def write_table() -> None:
-  """Writes what has been computed into the page."""
-  before, rest = PAGE.read_text().split(BEGIN)
-  _, after = rest.split(END)
-  PAGE.write_text(f"{before}{BEGIN}\n{tables(read_rows())}\n{END}{after}")
-  print(f"Wrote {PAGE}")
-
-
 def tables(done: dict[str, dict]) -> str:
   """Returns the page's two tables, as Markdown."""
   from halonet.tpu.step_cost import topology_devices
@@ -272,33 +241,26 @@ def tables(done: dict[str, dict]) -> str:
   models = [row for row in wanted.values() if row.model in HALONETS]
   slices = sorted({row.topology for row in models})
   cells = {(row.model, row.topology): cell(done.get(row.key)) for row in models}
-  lines = [
-    "| model | "
-    + " | ".join(f"{name}, {topology_devices(name)} cores" for name in slices)
-    + " |",
-    "|---" * (len(slices) + 1) + "|",
-    *(
-      f"| {model} | " + " | ".join(cells[model, name] for name in slices) + " |"
-      for model in HALONETS
-    ),
-    "",
-    "| set-up, TPU v3 | paper | estimate | HBM, GiB |",
-    "|---|---|---|---|",
+  header = [f"{name}, {topology_devices(name)} cores" for name in slices]
+  sizes = [
+    (model, *(cells[model, name] for name in slices)) for model in HALONETS
   ]
+  times = []
   for row in wanted.values():
     if row.published:
-      line = done.get(row.key)
+      report = done.get(row.key, {}).get("report")
       estimate = needs = MISSING
-      if line and line["report"]:
-        report = line["report"]
+      if report:
         estimate = f"{report['seconds'] * 1e3:.0f} ms"
         needs = f"{report['hbm_bytes'] / 2**30:.1f}"
       what = "training step" if row.step == "train" else "forward pass"
-      lines.append(
-        f"| {row.model}, {what}, {row.per_core_batch} a core |"
-        f" {row.published} | {estimate} | {needs} |"
-      )
-  return "\n".join(lines)
+      setup = f"{row.model}, {what}, {row.per_core_batch} a core"
+      times.append((setup, row.published, estimate, needs))
+  columns = "set-up, TPU v3", "paper", "estimate", "HBM, GiB"
+  return "\n\n".join(
+    command.table(header, lines, len(header))
+    for header, lines in ((("model", *header), sizes), (columns, times))
+  )
 
 
 def cell(line: dict | None) -> str:

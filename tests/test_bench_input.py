@@ -67,7 +67,7 @@ def test_it_reports_every_pipeline(
     ("Pillow draft", "full_to_pillow_draft"),
   ):
     assert result[field] == rates["full"] / rates[name]
-    assert f"| full ÷ {name} | {result[field]:.2f} | |" in printed
+    assert f"| full ÷ {name} | {result[field]:.2f} | – |" in printed
 
 
 def test_a_folder_without_jpegs_is_one_clear_error(bench, tmp_path):
