@@ -8,6 +8,7 @@ are not taken are included, so only ratios mean something.
 """
 
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -58,15 +59,12 @@ def measure(
     key = f"{name} {shapes}"
     if key in cycles:
       continue
-    folder = pathlib.Path(dump)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    shutil.rmtree(dump, ignore_errors=True)
+    os.makedirs(dump)
     _compile(equation, mesh)
     steps = math.prod(equation.params["grid_mapping"].grid)
-    schedules = list(_schedules(folder))
-    cycles[key] = None
-    if len(schedules) == 1:
-      cycles[key] = count_cycles(schedules[0].read_text(), steps)
+    found = [path.read_text() for path in _schedules(pathlib.Path(dump))]
+    cycles[key] = count_cycles(found[0], steps) if len(found) == 1 else None
   return cycles
 
 
