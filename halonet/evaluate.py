@@ -1,14 +1,10 @@
 """Evaluates a checkpoint on the whole test split: exact, each image once."""
 
-import argparse
-
 from halonet import command, distributed
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    prog="python -m halonet.evaluate", description=__doc__, allow_abbrev=False
-  )
+  parser = command.parser(__doc__, prog="python -m halonet.evaluate")
   parser.add_argument(
     "--workdir", required=True, metavar="DIR", help="folder of a run"
   )

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import math
 import numbers
+import operator
 import os
 import re
 import textwrap
@@ -72,17 +73,18 @@ class Field:
     """Words the allowed values, such as "at least 1"; "" if all are."""
     if self.choices:
       return f"one of {', '.join(map(str, self.choices))}"
-    bounds = [
-      f"{words} {bound}"
-      for words, bound in (
-        ("at least", self.least),
-        ("above", self.above),
-        ("at most", self.most),
-        ("below", self.below),
-      )
-      if bound is not None
-    ]
-    return " and ".join(bounds)
+    return " and ".join(
+      f"{words} {bound}" for words, bound, _ in self._bounds()
+    )
+
+  def _bounds(self):
+    bounds = (
+      ("at least", self.least, operator.ge),
+      ("above", self.above, operator.gt),
+      ("at most", self.most, operator.le),
+      ("below", self.below, operator.lt),
+    )
+    return [bound for bound in bounds if bound[1] is not None]
 
   def check(self, name: str, value: Any) -> Any:
     """Returns the value with the field's type, such as a float for 1.
@@ -106,12 +108,7 @@ class Field:
     for item in value if isinstance(value, tuple) else (value,):
       if isinstance(item, str) or item is None:
         continue
-      if not (
-        (self.least is None or item >= self.least)
-        and (self.above is None or item > self.above)
-        and (self.most is None or item <= self.most)
-        and (self.below is None or item < self.below)
-      ):
+      if not all(holds(item, bound) for _, bound, holds in self._bounds()):
         raise ValueError(f"{name} is {value}; it must be {self.range()}")
     return value
 

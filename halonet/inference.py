@@ -1,4 +1,4 @@
-"""A trained model and single images: what it answers, and where it looks."""
+"""Applies a trained model to single images: its answers, where it looks."""
 
 import dataclasses
 import functools
@@ -32,10 +32,10 @@ class Predictor:
   Attributes:
     model: the module.
     variables: its weights.
-    prepare: makes an RGB image what the model takes, `[size, size, 3]`.
-    explain: words the model's output for one image, at most so many answers.
-    crop: share of the image's shorter side that the model sees, around its
-      centre.
+    prepare: function from an RGB image to the model's input, `[size, size, 3]`.
+    explain: function from the model's output for one image, and a number of
+      answers, to texts.
+    crop: share of the shorter side that the model sees, around the centre.
   """
 
   model: nn.Module
@@ -74,18 +74,16 @@ class Predictor:
     _, reported = _on_one_device(
       functools.partial(self.model.apply, mutable=["attention"])
     )(self.variables, self.prepare(image)[None])
-    layers = traverse_util.flatten_dict(dict(reported.get("attention", {})))
-    layers = {
-      path[:-1]: (weights[0], layers[(*path[:-1], "geometry")][0])
-      for path, weights in layers.items()
-      if path[-1] == "weights"
-    }
+    layers = dict(reported.get("attention", {}))
+    layers = traverse_util.flatten_dict(
+      layers, is_leaf=lambda _, each: "weights" in each
+    )
     if not layers:
       raise UsageError(
         "--attention: the model has no attention in blocks, whose picture it is"
       )
-    weights, geometry = layers[max(layers, key=_natural)]
-    return np.asarray(weights[0]), np.asarray(geometry)
+    last = layers[max(layers, key=_natural)]
+    return np.asarray(last["weights"][0][0]), np.asarray(last["geometry"][0])
 
 
 def of_run(workdir: str, step: int | None = None) -> Predictor:
@@ -128,7 +126,7 @@ def _natural(path):
 
 
 def _on_one_device(function):
-  """Compiles a function, and tells its attention that no device shares it."""
+  """Compiles a function; its attention knows that no device shares it."""
   mesh = make_mesh(jax.local_devices()[:1])
 
   def call(*arguments):

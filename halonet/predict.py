@@ -1,6 +1,5 @@
 """Applies a trained model to image files, and shows where it looks."""
 
-import argparse
 import pathlib
 
 from halonet import command
@@ -8,9 +7,7 @@ from halonet.errors import UsageError
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    prog="python -m halonet.predict", description=__doc__, allow_abbrev=False
-  )
+  parser = command.parser(__doc__, prog="python -m halonet.predict")
   which = parser.add_mutually_exclusive_group(required=True)
   which.add_argument("--workdir", metavar="DIR", help="folder of a run")
   which.add_argument(
@@ -22,9 +19,7 @@ def main() -> None:
     help="of --model: a safetensors file, or hf-hub:OWNER/NAME (timm's own)",
   )
   parser.add_argument(
-    "--step",
-    type=int,
-    help="of --workdir: which checkpoint (the latest)",
+    "--step", type=int, help="of --workdir: which checkpoint (the latest)"
   )
   parser.add_argument(
     "--top", type=int, default=5, help="answers per image (%(default)s)"

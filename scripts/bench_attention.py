@@ -322,26 +322,25 @@ def draw(rows, about, arguments) -> None:
   figure = Figure(figsize=(9, 7), layout="constrained")
   sides = sorted({row["window"] for row in rows})
   images = arguments.batch_size
+  quantities = (
+    ("seconds", "ms", 1e3),
+    ("temporary_bytes", "temporary MiB", 2**-20),
+  )
   for line, what in zip(figure.subplots(2, 2), PASSES, strict=True):
-    for panel, quantity, name, scale in (
-      (line[0], "seconds", "ms", 1e3 / images),
-      (line[1], "temporary_bytes", "temporary MiB", 2**-20 / images),
-    ):
+    own = [row for row in rows if row["pass"] == what]
+    for panel, (quantity, name, scale) in zip(line, quantities, strict=True):
       for implementation, style in STYLES.items():
         known = [
-          (row["window"], row[implementation][quantity] * scale)
-          for row in rows
-          if row["pass"] == what
-          and row.get(implementation, {}).get(quantity) is not None
+          (row["window"], row[implementation][quantity] * scale / images)
+          for row in own
+          if row.get(implementation, {}).get(quantity) is not None
         ]
         if known:
           panel.plot(*zip(*known, strict=True), label=implementation, **style)
       panel.loglog()
-      for axis, locator in (
-        (panel.xaxis, FixedLocator(sides)),
-        (panel.yaxis, LogLocator(subs=(1, 2, 5))),
-      ):
-        axis.set_major_locator(locator)
+      panel.xaxis.set_major_locator(FixedLocator(sides))
+      panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      for axis in (panel.xaxis, panel.yaxis):
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter("{x:g}")
       panel.set_title(f"{what}: {name} per image")

@@ -21,7 +21,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import statistics
 import time
@@ -217,15 +216,12 @@ def run_jax(step, arguments):
   from halonet.training.state import make_init
   from halonet.training.step import make_train_step
 
+  chosen = {"name": arguments.model, "dtype": arguments.dtype}
   settings = {
     "task": "classification",
     "batch_size": arguments.batch_size,
     "data": {"image_size": arguments.image_size},
-    "model": {
-      "name": arguments.model,
-      "dtype": arguments.dtype,
-      **arguments.fields,
-    },
+    "model": chosen | arguments.fields,
     "optimizer": {},
   }
   config = config_lib.from_json(json.dumps(settings))
@@ -268,6 +264,8 @@ def run_timm(step, arguments):
   import timm
   import torch
 
+  from halonet.training.memory import peak_memory
+
   cuda = torch.cuda.is_available()
   device = torch.device("cuda" if cuda else "cpu")
   layout = torch.channels_last if cuda else torch.contiguous_format
@@ -290,7 +288,7 @@ def run_timm(step, arguments):
   def memory():
     if cuda:
       return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory()[0]
 
   def forward():
     with torch.inference_mode(), cast():

@@ -110,17 +110,7 @@ def of_attention(arguments: argparse.Namespace) -> dict:
   )
   return {
     "setting": dataclasses.asdict(setting),
-    "rows": [
-      {
-        "method": row.method,
-        **{f"memory_{term}": x for term, x in row.memory.items()},
-        "field_formula": row.field_formula,
-        "field_counted": row.field_counted,
-        **{f"flops_{term}": x for term, x in row.flops.items()},
-        "exponentials": row.exponentials,
-      }
-      for row in rows
-    ],
+    "rows": [dataclasses.asdict(row) for row in rows],
     "unexplained": sum(row.unexplained for row in rows),
   }
 

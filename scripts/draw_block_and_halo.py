@@ -3,15 +3,16 @@
 python scripts/draw_block_and_halo.py [FILE.png]
 """
 
-import argparse
 import pathlib
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from halonet import command
 from halonet.ops.neighbourhood import Neighbourhood
 
+FILE = pathlib.Path(__file__).parents[1] / "docs/figures/block_and_halo.png"
 MAP_SIZE, BLOCK_SIZE, HALO_SIZE = 24, 8, 3
 COLORS = {
   "block: queries, and keys": "#2a6fbb",
@@ -21,27 +22,20 @@ COLORS = {
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument(
-    "file",
-    nargs="?",
-    type=pathlib.Path,
-    default=pathlib.Path("docs/figures/block_and_halo.png"),
-  )
+  parser = command.parser(__doc__)
+  parser.add_argument("file", nargs="?", type=pathlib.Path, default=FILE)
   path = parser.parse_args().file
 
   figure = Figure(figsize=(9, 4.9), layout="constrained")
   panels = figure.subplots(1, 2)
   draw(panels[0], 1, 1, "A block in the middle")
   draw(panels[1], 0, 2, "A block in the corner")
+  handles = [
+    Patch(facecolor=color, edgecolor="gray", label=label)
+    for label, color in COLORS.items()
+  ]
   figure.legend(
-    handles=[
-      Patch(facecolor=color, edgecolor="gray", label=label)
-      for label, color in COLORS.items()
-    ],
-    loc="outside lower center",
-    ncols=3,
-    frameon=False,
+    handles=handles, loc="outside lower center", ncols=3, frameon=False
   )
   figure.savefig(path, dpi=110)
   print(f"Wrote {path}")
@@ -59,20 +53,14 @@ def draw(panel, row: int, col: int, title: str) -> None:
     y = row * BLOCK_SIZE - HALO_SIZE + i
     x = col * BLOCK_SIZE - HALO_SIZE + j
     inner = range(HALO_SIZE, HALO_SIZE + BLOCK_SIZE)
+    color = block if i in inner and j in inner else halo
     if hidden[row, i] or hidden[col, j]:
       color = border
-    elif i in inner and j in inner:
-      color = block
-    else:
-      color = halo
     panel.add_patch(Rectangle((x, y), 1, 1, facecolor=color, edgecolor="white"))
   for line in range(MAP_SIZE + 1):
-    heavy = line % BLOCK_SIZE == 0
-    style = dict(
-      color="black" if heavy else "lightgray",
-      linewidth=1.6 if heavy else 0.5,
-      zorder=2 if heavy else 0,
-    )
+    style = dict(color="lightgray", linewidth=0.5, zorder=0)
+    if line % BLOCK_SIZE == 0:
+      style = dict(color="black", linewidth=1.6, zorder=2)
     panel.plot([0, MAP_SIZE], [line, line], **style)
     panel.plot([line, line], [0, MAP_SIZE], **style)
   panel.set_xlim(-HALO_SIZE - 0.5, MAP_SIZE + HALO_SIZE + 0.5)

@@ -14,7 +14,6 @@ differs by 6e-3 between float32 and float64, as rounding turns signs at ReLUs.
 PyTorch; those of models that were not run stay.
 """
 
-import argparse
 import pathlib
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import halonet
+from halonet import command
 from halonet.interop import timm as interop
 from halonet.interop.pretrained import save_timm
 
@@ -43,10 +43,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "tests/interop/golden/timm.npz"
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__.splitlines()[0],
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.parser(__doc__)
   parser.add_argument("models", nargs="*", metavar="MODEL")
   parser.add_argument(
     "--write", action="store_true", help=f"writes {GOLDEN.name}"

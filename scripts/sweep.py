@@ -110,14 +110,9 @@ def _run(arguments, sweep):
   if finished:
     print("This grid is finished.")
   else:
-    grid = " × ".join(
-      f"{field} {{{', '.join(texts)}}}" for field, texts in sweep.grid.items()
-    )
-    print(
-      f"Training {total - ledger.count(*OVER)} of {total} trials of"
-      f" {sweep.base}: {grid}",
-      flush=True,
-    )
+    axes = [f"{x} {{{', '.join(texts)}}}" for x, texts in sweep.grid.items()]
+    todo = f"{total - ledger.count(*OVER)} of {total} trials of {sweep.base}"
+    print(f"Training {todo}: {' × '.join(axes)}", flush=True)
     check_data(sweep)
     ledger = worker.run()
   counts = [f"{ledger.count(x)} {x}" for x in OVER if ledger.count(x)]

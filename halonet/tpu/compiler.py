@@ -1,10 +1,9 @@
 """Compiles a training or evaluation step for a TPU slice that is not there.
 
-A process of its own, which `halonet.tpu.step_cost` starts: the compiler reads
-its environment when it is loaded, it may abort, it prints a lot, and the
-process that asks keeps its own devices.
-
   python -m halonet.tpu.compiler REQUEST RESULT
+
+`halonet.tpu.step_cost` starts it as a process of its own: the compiler reads
+its environment when it is loaded, may abort and prints a lot.
 
 REQUEST and RESULT are JSON files. A request has `config`, as JSON text;
 `metadata` of the config's task; `topology`, arguments of `get_topology_desc`;
@@ -88,17 +87,15 @@ def training_step(
   optimizer = optimizer_lib.make_optimizer(config)
   state = abstract_state(make_init(model, optimizer, config, mesh), mesh)
   batch = abstract_batch(task, mesh, train=train)
+  name = type(model).__name__
   if train:
     step = make_train_step(model, task, optimizer, config, mesh)
-    arguments = state, batch
-  else:
-    step = make_eval_step(model, task, mesh)
-    arguments = state.variables, batch
-  return step, arguments, type(model).__name__
+    return step, (state, batch), name
+  return make_eval_step(model, task, mesh), (state.variables, batch), name
 
 
 def _end_with(parent: int) -> None:
-  """Ends this process when its parent has ended: nobody waits for it."""
+  """Ends this process when its parent has ended."""
   while os.getppid() == parent:
     time.sleep(1)
   os._exit(1)
@@ -155,9 +152,8 @@ def analyse(
 def parse_out_of_memory(message: str) -> int | None:
   """Reads the bytes that a program needs from the compiler's error.
 
-  The compiler has two ways to say it: "Used 20.50G of 15.75G hbm", and "the
-  total memory required for HLO temporaries (1.00T) exceeds available HBM".
-  Returns None for another error.
+  It says "Used 20.50G of 15.75G hbm" or "the total memory required for HLO
+  temporaries (1.00T) exceeds available HBM". Returns None for another error.
   """
   used = re.search(rf"Used {_SIZE} of {_SIZE} hbm", message)
   used = used or re.search(rf"required for [^(]*\({_SIZE}\) exceeds", message)
@@ -169,7 +165,7 @@ def _bytes(match):
 
 
 def _capacity(mesh):
-  """What the compiler lets a program have: it says so of one too large."""
+  """Returns a device's memory, from the error about too large a program."""
   huge = jax.ShapeDtypeStruct(
     (1 << 20, 1 << 20), jnp.float32, sharding=replicated(mesh)
   )
@@ -183,7 +179,7 @@ def _capacity(mesh):
 
 
 def _modules(arguments):
-  """Names of the modules that have parameters or other variables."""
+  """Returns names of modules that have parameters or other variables."""
   names = set()
   for path, _ in jax.tree.leaves_with_path(arguments):
     keys = [getattr(part, "key", None) for part in path]

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 
 from halonet.tpu.hlo_text import parse
 
-# Time outside of all modules: pooling and activations of the model itself; and
-# loss, optimizer, moving averages.
+# Time outside of all modules: pooling and activations of the model itself, and
+# loss, optimizer and moving averages.
 BETWEEN, OUTSIDE = "(between the modules)", "(outside the model)"
 
-# They name data, and move none.
+# These move no data.
 # fmt: off
 _FREE = frozenset((
   "after-all", "bitcast", "call", "conditional", "constant",
@@ -148,7 +148,7 @@ def _layer_of(op_name, model, modules):
   """
   first = op_name.split(";")[0].replace("\\'", "'")
   parts = re.split(r"[/\[\]']+", first)
-  # The last one is the operation, which may be called as a module is.
+  # The last one is the operation, whose name may be that of a module.
   found = [part for part in parts[:-1] if part in modules]
   if found:
     return "/".join(found[:2])
@@ -156,8 +156,7 @@ def _layer_of(op_name, model, modules):
 
 
 def _executions(computations, entry):
-  """Counts runs of each computation, names the fused ones, counts loops of
-  unknown length."""
+  """Returns runs of each computation, the fused ones, and unknown loops."""
   times, fused = collections.Counter(), set()
   unknown_loops = 0
 
@@ -206,16 +205,13 @@ def _turns(computations, loop):
 def _hbm_bytes(instruction, computation, computations):
   """Returns the bytes that an instruction reads from and writes to HBM."""
   opcode = instruction.opcode
-  if opcode in _FREE or opcode.endswith("-done"):
-    return 0
-  if 'custom_call_target="ConcatBitcast"' in instruction.rest:
+  free = opcode in _FREE or opcode.endswith("-done")
+  if free or 'custom_call_target="ConcatBitcast"' in instruction.rest:
     return 0
   if opcode in ("copy-start", "slice-start"):
     # (source, target, flag), in either order: what moves is the smaller.
     ends = [array for array in instruction.arrays if array.dims]
-    if not ends:
-      return 0
-    moved = min(array.tiled_bytes for array in ends)
+    moved = min((array.tiled_bytes for array in ends), default=0)
     return moved * sum(array.in_hbm for array in ends)
   total = sum(a.tiled_bytes for a in instruction.arrays if a.in_hbm)
   body = {}

@@ -128,18 +128,14 @@ class Instruction:
   @property
   def signature(self) -> str:
     given = _LAYOUTS.search(self.rest)
-    sides = [
-      _SHAPE.findall(given[1] if given else ""),
-      _SHAPE.findall(self.shape),
-    ]
     return ">".join(
-      ",".join(f"{dtype}[{dims}]" for dtype, dims, _ in side) for side in sides
+      ",".join(f"{dtype}[{dims}]" for dtype, dims, _ in _SHAPE.findall(side))
+      for side in (given[1] if given else "", self.shape)
     )
 
   @property
   def _group_size(self):
-    found = _IOTA_GROUPS.search(self.rest)
-    if found:
+    if found := _IOTA_GROUPS.search(self.rest):
       return int(found[1])
     found = _GROUPS.search(self.rest)
     return len(found[1].split(",")) if found else 1
@@ -149,20 +145,14 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
   """Returns {computation: {name: instruction}}, and the entry's name."""
   computations, entry, current = {}, None, None
   for line in text.splitlines():
-    header = _HEADER.match(line)
-    if header:
+    if header := _HEADER.match(line):
       current = computations[header[2]] = {}
       entry = header[2] if header[1] else entry
       continue
     name = _NAME.match(line)
     if not name or current is None:
       continue
-    opcode = _OPCODE.search(line, name.end() - 1)
-    if opcode:
-      current[name[1]] = Instruction(
-        name=name[1],
-        opcode=opcode[1],
-        shape=line[name.end() : opcode.start()],
-        rest=line[opcode.end() - 1 :],
-      )
+    if opcode := _OPCODE.search(line, name.end() - 1):
+      shape, rest = line[name.end() : opcode.start()], line[opcode.end() - 1 :]
+      current[name[1]] = Instruction(name[1], opcode[1], shape, rest)
   return computations, entry

@@ -3,11 +3,12 @@
 The compiler gives no estimate for a kernel, but it decides at which cycle each
 instruction is issued, and writes that down on request: bundles, one a cycle, in
 loops. Every kernel of a step is compiled alone, and its bundles are counted,
-those in a loop as often as it turns. Waiting for memory is not included, and
-branches that are not taken are: the count is good for ratios.
+those in a loop once per turn. Waiting for memory is left out and branches that
+are not taken are included, so only ratios mean something.
 """
 
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -17,16 +18,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-# What the compiler calls dtypes.
+# The compiler's names of dtypes.
 _DTYPES = {"bool": "pred", "bfloat16": "bf16"}
 _KINDS = {"float": "f", "int": "s", "uint": "u"}
 _ADDRESS = re.compile(r"^ *(0x[0-9a-f]+|0) [^:]*: ")
 _BRANCH = re.compile(r"sbr\.rel \(!?(\S+)\) target bundleno = (\d+)")
-# The end of an outer loop is tested, on a condition, before an inner one ends.
+# An outer loop may test its end before an inner loop ends.
 _EXIT = re.compile(
   r"(\S+) = scmp\S*totalorder (?:\(\S+\), )?\S+, (\S+) /\* loop exit test"
 )
-# Turns of the loop over the grid in which data come in and go out alone.
+# Turns of the loop over the grid that only load or only store data.
 _PIPELINE = 2
 
 
@@ -58,20 +59,17 @@ def measure(
     key = f"{name} {shapes}"
     if key in cycles:
       continue
-    folder = pathlib.Path(dump)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    shutil.rmtree(dump, ignore_errors=True)
+    os.makedirs(dump)
     _compile(equation, mesh)
     steps = math.prod(equation.params["grid_mapping"].grid)
-    schedules = list(_schedules(folder))
-    cycles[key] = None
-    if len(schedules) == 1:
-      cycles[key] = count_cycles(schedules[0].read_text(), steps)
+    found = [path.read_text() for path in _schedules(pathlib.Path(dump))]
+    cycles[key] = count_cycles(found[0], steps) if len(found) == 1 else None
   return cycles
 
 
 def count_cycles(schedule: str, steps: int) -> int | None:
-  """Cycles in which a kernel issues its instructions.
+  """Returns the cycles in which a kernel issues its instructions.
 
   Args:
     schedule: text of the compiler's "packed-bundles-post-ra".
@@ -146,17 +144,10 @@ def _compile(equation, mesh):
   def call(*arguments):
     return equation.primitive.bind(*arguments, **equation.params)
 
-  jax.jit(
-    jax.shard_map(
-      call,
-      mesh=mesh,
-      in_specs=PartitionSpec(),
-      out_specs=PartitionSpec(),
-      check_vma=False,
-    )
-  ).lower(
-    *(
-      jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
-      for variable in equation.invars
-    )
-  ).compile()
+  everywhere = PartitionSpec()
+  sharded = jax.shard_map(
+    call, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
+  )
+  avals = [variable.aval for variable in equation.invars]
+  given = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+  jax.jit(sharded).lower(*given).compile()

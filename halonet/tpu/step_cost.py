@@ -6,6 +6,7 @@ Reported is what the compiler knows of the program: memory, operations, its own
 estimate of cycles, communication. Nothing is run; all times are estimates.
 """
 
+import collections
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -36,8 +37,8 @@ STEPS = ("train", "eval")
 class StepCost:
   """The cost of one step on one slice.
 
-  A "core" is a device as JAX counts them: on v3, one of a chip's two. None
-  means unknown, as most is where the step does not fit.
+  A "core" is a device of JAX's: on v3, one of a chip's two. None means unknown,
+  which most fields are where the step does not fit.
 
   Attributes:
     topology: the slice, such as "v5e:4x4".
@@ -49,12 +50,12 @@ class StepCost:
     hbm_capacity: memory that the compiler lets a program have.
     fits: whether the first is within the second.
     compile_seconds: time that the compiler took.
-    cycles: of a core, by the compiler's estimate and the kernels' schedules.
-    seconds: these cycles at the chip's clock. Collectives, and waiting for
-      memory beyond the compiler's estimates, are not included.
-    flops: of a core in a step, without those in Pallas kernels.
-    images: that a core works through in a step.
-    bytes_accessed: that pass through the core's HBM in a step.
+    cycles: a core's, by the compiler's estimate and the kernels' schedules.
+    seconds: time of these cycles, without collectives and without waiting for
+      memory beyond the compiler's estimates.
+    flops: FLOPs of a core in a step, without those in Pallas kernels.
+    images: images that a core works through in a step.
+    bytes_accessed: bytes that pass through the core's HBM in a step.
     roofline_seconds: the larger of `flops` over the chip's peak and
       `bytes_accessed` over its bandwidth: no step is faster.
     collectives: by kind, with counts and bytes of a step.
@@ -91,11 +92,9 @@ def available() -> bool:
 
 def required_package() -> str:
   """Returns the requirement for the compiler that fits this JAX."""
-  for text in importlib.metadata.requires("jax") or ():
-    match = re.match(r"(libtpu\s*[^;\s]+)", text)
-    if match:
-      return match[1]
-  return "libtpu"
+  texts = importlib.metadata.requires("jax") or ()
+  found = [re.match(r"(libtpu\s*[^;\s]+)", text) for text in texts]
+  return next((match[1] for match in found if match), "libtpu")
 
 
 def check_available() -> None:
@@ -108,7 +107,7 @@ def check_available() -> None:
 
 
 def topology_devices(topology: str) -> int:
-  """Counts the devices of a slice; raises UsageError if there is none such."""
+  """Counts the devices of a slice; raises UsageError if there is no such."""
   generation, _, shape = topology.partition(":")
   chip = GENERATIONS.get(generation)
   # The compiler takes other numbers of sides, too; no slice has them.
@@ -132,7 +131,7 @@ def compile_step(
   per_core_batch: int,
   num_classes: int | None = None,
 ) -> StepCost:
-  """Compiles a step for a slice, and says what it would cost there.
+  """Compiles a step for a slice and returns what it would cost there.
 
   It takes minutes for large models, in a process of its own.
 
@@ -230,22 +229,24 @@ def complete(
   images: int,
   kernel_cycles: dict[str, int | None],
 ) -> StepCost:
-  """Adds what follows from the program.
+  """Returns a cost with what follows from the program.
 
   Args:
-    cost: with the fields that `halonet.tpu.compiler.analyse` returns.
+    cost: what `halonet.tpu.compiler.analyse` returns.
     program: fields of a `halonet.tpu.hlo.Program`, as JSON has them.
-    images: that a core works through.
+    images: images that a core works through.
     kernel_cycles: from `halonet.tpu.schedules.measure`.
   """
-  layers = {layer["name"]: layer["cycles"] for layer in program["layers"]}
+  layers = collections.Counter(
+    {layer["name"]: layer["cycles"] for layer in program["layers"]}
+  )
   kernels = []
   for fields in program["kernels"]:
     call = KernelCall(**fields)
     once = kernel_cycles.get(f"{call.name} {call.shapes}")
     cycles = None if once is None else once * call.executions
     kernels.append(dataclasses.replace(call, cycles=cycles))
-    layers[call.layer] = layers.get(call.layer, 0) + (cycles or 0)
+    layers[call.layer] += cycles or 0
   cycles = sum(layers.values())
   chip = find_kind(cost.device_kind)
   return dataclasses.replace(
@@ -259,9 +260,7 @@ def complete(
       (cost.flops or 0) / chip.peak_flops,
     ),
     collectives=tuple(Collective(**item) for item in program["collectives"]),
-    layers=tuple(
-      LayerCycles(*item) for item in sorted(layers.items(), key=lambda x: -x[1])
-    ),
+    layers=tuple(LayerCycles(*item) for item in layers.most_common()),
     kernels=tuple(kernels),
     unknown_loops=program["unknown_loops"],
   )
@@ -271,21 +270,16 @@ def complete(
 
 
 def _in_child(request):
-  """Runs the compiler in a process of its own; RunError if it fails."""
+  """Runs the compiler in its own process; raises RunError if it fails."""
   with tempfile.TemporaryDirectory(prefix="tpu_compiler") as folder:
     folder = pathlib.Path(folder)
-    # One kernel's dump at a time is read and removed in there.
+    # It holds the dump of one kernel at a time.
     request = request | {"dump": str(folder / "dump")}
     (folder / "request").write_text(json.dumps(request))
+    files = str(folder / "request"), str(folder / "result")
     with open(folder / "log", "w+b") as log:
       code = subprocess.run(
-        [
-          sys.executable,
-          "-m",
-          "halonet.tpu.compiler",
-          str(folder / "request"),
-          str(folder / "result"),
-        ],
+        [sys.executable, "-m", "halonet.tpu.compiler", *files],
         env=environment(request["dump"] if "kernels" in request else None),
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -310,7 +304,7 @@ def _in_child(request):
 
 
 def environment(dump: str | None = None) -> dict[str, str]:
-  """Returns what must be set before JAX and the compiler are loaded.
+  """Returns the environment to load JAX and the compiler in.
 
   With `dump`, the compiler writes all that it does into this folder.
   """
@@ -324,10 +318,10 @@ def environment(dump: str | None = None) -> dict[str, str]:
     )
   return os.environ | {
     "PYTHONPATH": os.pathsep.join(filter(None, path)),
-    # No TPU of this machine is to be looked for or touched.
+    # Leaves the TPUs of this machine alone.
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
-    # Or a second process that loads the compiler would find it locked.
+    # Lets several processes load the compiler.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "LIBTPU_INIT_ARGS": flags.strip(),
     "TF_CPP_MIN_LOG_LEVEL": "3",

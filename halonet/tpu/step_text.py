@@ -11,9 +11,9 @@ def describe(
 
   Args:
     first: cost of the batch that was asked for.
-    largest: cost of the largest batch that fits, shown where the first does
-      not; None if there is none, or it was not searched for.
-    searched: whether it was.
+    largest: cost of the largest batch that fits, shown if the first does not
+      fit; None if there is none or it was not searched for.
+    searched: whether it was searched for.
   """
   lines = [("HBM a core", memory(first))]
   if searched:
@@ -23,70 +23,55 @@ def describe(
       text = f"{largest.per_core_batch} images a core, {needs:.2f} GiB"
     lines.append(("largest that fits", text))
   shown = first if first.fits else largest
+  if shown is not None and shown is not first:
+    lines.append(("from here on", f"of {shown.per_core_batch} images a core"))
   if shown is not None:
-    if shown is not first:
-      lines.append(("from here on", f"of {shown.per_core_batch} images a core"))
-    chip = find_kind(shown.device_kind)
-    compute = (shown.flops or 0) / chip.peak_flops
-    bound = "HBM" if shown.roofline_seconds > compute else "FLOPs"
-    lines += [
-      (
-        "estimated time",
-        f"{_milliseconds(shown.seconds)} a step,"
-        f" {shown.images / shown.seconds:.0f}"
-        f" images/s a core ({shown.cycles:,} cycles at"
-        f" {chip.clock_hz / 1e9:.2f} GHz), without collectives",
-      ),
-      (
-        "FLOPs",
-        "unknown"
-        if shown.flops is None
-        else f"{_si(shown.flops)} a core and step,"
-        f" {_si(shown.flops / shown.images)} an image;"
-        f" {_milliseconds(compute)} at the chip's peak",
-      ),
-      (
-        "bytes through HBM",
-        f"{_si(shown.bytes_accessed)}B a core and step;"
-        f" {_milliseconds(shown.bytes_accessed / chip.hbm_bandwidth)} at the"
-        " chip's bandwidth",
-      ),
-      (
-        "roofline",
-        "no step is faster than"
-        f" {_milliseconds(shown.roofline_seconds)}, for its {bound}",
-      ),
-    ]
-    lines += [
-      (
-        "collectives",
-        f"{item.count} × {item.kind}, {_si(item.bytes)}B a step",
-      )
-      for item in shown.collectives
-    ] or [("collectives", "none")]
-    for kernel in shown.kernels:
-      cycles = "no schedule" if kernel.cycles is None else f"{kernel.cycles:,}"
-      lines.append(
-        (
-          "Pallas kernel",
-          f"{kernel.name} in {kernel.layer}: {kernel.executions} calls,"
-          f" {cycles} cycles by static schedule",
-        )
-      )
-    if shown.unknown_loops:
-      lines.append(
-        ("not counted", f"{shown.unknown_loops} loops of unknown length: once")
-      )
-    lines += [
-      (
-        "expensive layers" if not number else "",
-        f"{layer.cycles / shown.cycles:5.1%}"
-        f" {_milliseconds(layer.cycles / chip.clock_hz):>9}  {layer.name}",
-      )
-      for number, layer in enumerate(shown.layers[:10])
-    ]
+    lines += _details(shown)
   lines.append(("compile time", f"{first.compile_seconds:.0f} s"))
   return "\n".join(f"{name:18} {text}" for name, text in lines)
+
+
+def _details(cost):
+  """Yields a label and a text for each figure of a step that fits."""
+  chip = find_kind(cost.device_kind)
+  compute = (cost.flops or 0) / chip.peak_flops
+  transfer = cost.bytes_accessed / chip.hbm_bandwidth
+  bound = "HBM" if cost.roofline_seconds > compute else "FLOPs"
+  flops = "unknown"
+  if cost.flops is not None:
+    flops = (
+      f"{_si(cost.flops)} a core and step, {_si(cost.flops / cost.images)} an"
+      f" image; {_milliseconds(compute)} at the chip's peak"
+    )
+  yield (
+    "estimated time",
+    f"{_milliseconds(cost.seconds)} a step, {cost.images / cost.seconds:.0f}"
+    f" images/s a core ({cost.cycles:,} cycles at {chip.clock_hz / 1e9:.2f}"
+    " GHz), without collectives",
+  )
+  yield "FLOPs", flops
+  yield (
+    "bytes through HBM",
+    f"{_si(cost.bytes_accessed)}B a core and step; {_milliseconds(transfer)} at"
+    " the chip's bandwidth",
+  )
+  fastest = _milliseconds(cost.roofline_seconds)
+  yield "roofline", f"no step is faster than {fastest}, for its {bound}"
+  for each in cost.collectives:
+    moved = f"{each.count} × {each.kind}, {_si(each.bytes)}B a step"
+    yield "collectives", moved
+  if not cost.collectives:
+    yield "collectives", "none"
+  for kernel in cost.kernels:
+    cycles = "no schedule" if kernel.cycles is None else f"{kernel.cycles:,}"
+    text = f"{kernel.name} in {kernel.layer}: {kernel.executions} calls"
+    yield "Pallas kernel", f"{text}, {cycles} cycles by static schedule"
+  if cost.unknown_loops:
+    yield "not counted", f"{cost.unknown_loops} loops of unknown length: once"
+  for number, layer in enumerate(cost.layers[:10]):
+    time = _milliseconds(layer.cycles / chip.clock_hz)
+    text = f"{layer.cycles / cost.cycles:5.1%} {time:>9}  {layer.name}"
+    yield "" if number else "expensive layers", text
 
 
 def memory(cost: StepCost) -> str:
