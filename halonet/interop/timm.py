@@ -67,6 +67,7 @@ def to_timm(variables: Any, model: nn.Module) -> Arrays:
       wrong shape; or says what timm has no place for.
   """
   shapes = _flat_shapes(model)
+  entries = _entries(model, shapes)
   flat = traverse_util.flatten_dict(dict(variables), sep="/")
   problems = [f"missing: {path}" for path in shapes if path not in flat]
   problems += [f"unexpected: {path}" for path in flat if path not in shapes]
@@ -77,7 +78,7 @@ def to_timm(variables: Any, model: nn.Module) -> Arrays:
   ]
   _raise_if("the variables do not fit the model", problems)
   state_dict = {}
-  for name, entry in _entries(model, shapes).items():
+  for name, entry in entries.items():
     arrays = (np.asarray(flat[path]) for path in entry.paths)
     # Contiguous, as files of tensors ask for.
     state_dict[name] = np.ascontiguousarray(entry.export(*arrays))

@@ -182,7 +182,7 @@ def test_a_map_that_moves_by_the_stride_moves_the_features():
   "fields, words",
   [
     (dict(window_size=0), "window_size is 0; it must be at least 1"),
-    (dict(position="polar"), "position: there is no value polar"),
+    (dict(position="polar"), "position: there is no position polar"),
     (dict(content=False, position="none"), "nothing is left to attend by"),
     (dict(stem="attention", base_width=18), "ask for a multiple of 4"),
     (
