@@ -15,7 +15,7 @@ def main() -> None:
   arguments = parser.parse_args()
 
   from halonet.data import sources
-  from halonet.parallel import make_mesh
+  from halonet.parallel import DATA, make_mesh
   from halonet.training.config import check_devices
   from halonet.training.evaluation import evaluate, words
   from halonet.training.processes import check_same, say, together
@@ -27,7 +27,7 @@ def main() -> None:
   run = restore_model(arguments.workdir, mesh, arguments.step)
   data = run.config.data
   with together():
-    check_devices(run.config, mesh.size)
+    check_devices(run.config, mesh.shape[DATA])
     source = sources.open_source(data, run.task.needs)
     split = source.split("test_split", data.test_split)
   check_same(split.fingerprint, f"files in {source.location}")

@@ -215,7 +215,9 @@ def parse(text: str, kind: Any = None) -> Any:
   try:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError, TypeError):
-    return {"true": True, "false": False}.get(text, text)
+    value = {"true": True, "false": False}.get(text, text)
+  texts = typing.get_origin(kind) is tuple and str in typing.get_args(kind)
+  return (text,) if texts and isinstance(value, str) else value
 
 
 def parse_overrides(
@@ -249,6 +251,14 @@ def describe(fields: Mapping[str, Field], prefix: str = "") -> str:
       each.help + note, 76, initial_indent="    ", subsequent_indent="    "
     )
   return "\n".join(lines)
+
+
+def is_kind(kind: Any) -> bool:
+  """Says whether values of a type can be read and checked here."""
+  options = [each for each in typing.get_args(kind) if each is not type(None)]
+  if options:
+    return all(each is ... or is_kind(each) for each in options)
+  return kind is Duration or kind in _KINDS
 
 
 def kind_words(kind: Any) -> str:

@@ -54,12 +54,16 @@ def main() -> None:
   from halonet.tasks.task import make_task
   from halonet.training.evaluation import words
   from halonet.training.loop import train
-  from halonet.training.processes import say
+  from halonet.training.processes import is_first, say
+  from halonet.training.workdir import Workdir
 
   distributed.initialize(arguments)
   if setting := os.environ.get("GLIBC_TUNABLES"):
     say(f"Memory: GLIBC_TUNABLES={setting}")
   results = train(config, workdir)
+  if not is_first():
+    return
+  task = make_task(config, Workdir(workdir).metadata())
   figures = {
     name.removeprefix("test_"): value
     for name, value in results.items()
@@ -67,7 +71,7 @@ def main() -> None:
   }
   python = os.path.relpath(sys.executable)
   say(
-    f"{words(make_task(config), figures)}\n"
+    f"{words(task, figures)}\n"
     f"Wrote {workdir}: results.json, metrics.jsonl, tensorboard/, and"
     f" checkpoints/ (last {results['checkpoint']}, best"
     f" {results['best_checkpoint']})\n"

@@ -8,8 +8,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Without a config: the embedded digits, whose folder is not where you may be.
 here=$root
 [ "$PWD" = "$root" ] && here=.
-case " $*" in
-  *' --config='* | *' --config '* | *' -h'* | *' --help'*) ;;
+case " $* " in
+  *' --config='* | *' --config '* | *' -h '* | *' --help '*) ;;
   *) set -- --config="$here/configs/digits.py" "$@" ;;
 esac
 exec "${HALONET_VENV:-$here/.venv}/bin/python" -m halonet.train "$@"

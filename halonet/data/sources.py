@@ -10,11 +10,14 @@ import dataclasses
 import importlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from halonet.errors import UsageError
+
+if TYPE_CHECKING:
+  import ml_collections
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 from flax import linen as nn
 
 from halonet.errors import unknown
-from halonet.fields import Field
+from halonet.fields import Field, is_kind
 from halonet.models.halonet import HALONETS
 from halonet.models.resnet import ResNet
 from halonet.models.resnets import RESNETS
@@ -159,4 +159,5 @@ def _host_fields(host, chosen):
     )
     for each in dataclasses.fields(host)
     if each.name not in ("parent", "name")
+    and ("field" in each.metadata or is_kind(kinds[each.name]))
   }

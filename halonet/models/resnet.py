@@ -139,6 +139,8 @@ class ResNet(nn.Module):
       An array of that shape, with resized relative tables; `array` itself
       where nothing has to change; None if there is no way.
     """
+    if not isinstance(source, ResNet):
+      return array if array.shape == shape else None
     _, block, *rest = path.split("/")
     mine, theirs = (
       {b.name: model.spec.operator(b) for b in model.spec.blocks}.get(block)

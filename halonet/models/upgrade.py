@@ -6,14 +6,22 @@ from typing import Any
 from halonet.models.registry import model_fields
 
 _LETTERS = {"c": "conv", "h": "halo", "p": "per_pixel", "g": "global"}
-# Fields of parts that took effect in other models, too, and had none with
-# these values.
+# Fields that some parts of today no longer have. With these values they had no
+# effect.
 _NEUTRAL = {
   "qk_ratio": 1.0,
   "qk_head_dim": None,
   "out_widths": (),
   "rv": 1.0,
   "mask_window": False,
+}
+
+
+# Fields of earlier versions, and what does the same.
+SUCCESSORS = {
+  "model.timm": "write timm_halo in place of halo in config.model.operators",
+  "model.project_first": "set config.model.block_type to bottleneck or timm",
+  "model.inverted": "set config.model.block_type to inverted",
 }
 
 
@@ -43,9 +51,9 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
     for pattern in fields["operators"]
   )
   used = set(",".join(fields["operators"]).split(","))
-  projects = fields.pop("project_first")
+  projects = fields.pop("project_first", True)
   fields["block_type"] = "bottleneck" if projects else "timm"
-  if fields.pop("inverted"):
+  if fields.pop("inverted", False):
     fields["block_type"] = "inverted"
   if "conv" not in used and fields["channel_attention"] in ("se", "eca"):
     fields["channel_attention"] = "none"
@@ -54,11 +62,11 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
   lost = {
     field: fields[field]
     for field, neutral in _NEUTRAL.items()
-    if field not in known and _tupled(fields[field]) != neutral
+    if field not in known and _tupled(fields.get(field, neutral)) != neutral
   }
   if used == {"conv"}:
     lost = {k: v for k, v in lost.items() if k == "out_widths"}
-  elif halo == "timm_halo" in used and fields["mask_padding"]:
+  elif "timm_halo" in used and fields.get("mask_padding"):
     lost["mask_padding"] = True
   if lost:
     raise ValueError(

@@ -182,12 +182,14 @@ def differences(
     if grids[0].get(f) != grids[1].get(f)
   ]
   both = grids[0].keys() & grids[1].keys()
+  try:
+    configs = [config_lib.from_json(each["config"]) for each in (old, new)]
+  except ValueError as error:
+    raise UsageError(f"the sweep's config cannot be read: {error}") from None
   other, changed = (
     # The base's own value of a field of the grid is never trained.
     [text for text in texts if text.partition(":")[0] not in both]
-    for texts in config_lib.differences(
-      config_lib.from_json(old["config"]), config_lib.from_json(new["config"])
-    )
+    for texts in config_lib.differences(*configs)
   )
   return refused + other, changed
 

@@ -61,6 +61,11 @@ class Classification(Task):
       )
 
   def describe(self, source):
+    if "label" not in source.classes:
+      raise UsageError(
+        f"config.data.name: {source.name} does not say what its classes are;"
+        " prepare it first"
+      )
     return {"labels": source.classes["label"]}
 
   def model_fields(self):

@@ -39,7 +39,7 @@ class Task(abc.ABC):
   """What is learned.
 
   Attributes:
-    best: the figure of the evaluation that a best checkpoint has most of.
+    best: figure of the evaluation to maximise, by which checkpoints are chosen.
     needs: features of a data set, beside `image`, with their kinds, as names
       of classes of `tfds.features`.
     decides: model fields that follow from the metadata, which a config does

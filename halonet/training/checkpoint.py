@@ -31,7 +31,7 @@ class Checkpoints:
 
     Args:
       directory: made if it does not exist.
-      figure: of the evaluation; the best checkpoint has the most of it.
+      figure: figure of the evaluation to maximise.
       keep: how many of the latest survive a save, beside the best one; None to
         read only, while another process may be writing.
     """

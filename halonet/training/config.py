@@ -3,7 +3,9 @@
 import importlib
 import importlib.util
 import json
+import os
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +15,7 @@ from halonet import fields as fields_lib
 from halonet.errors import UsageError, unknown
 from halonet.fields import Field
 from halonet.models import registry
-from halonet.models.upgrade import upgrade
+from halonet.models.upgrade import SUCCESSORS, upgrade
 from halonet.tasks.task import Task, get_task, make_task
 from halonet.training.options import DURATIONS, FIELDS
 
@@ -30,9 +32,12 @@ def config_fields(values: Mapping[str, Any]) -> dict[str, Field]:
   Raises:
     UsageError: if there is no such package, task or model.
   """
-  import_packages(values.get("packages", ()))
-  task = get_task(values.get("task", FIELDS["task"].default))
-  name = str(values.get("model.name", FIELDS["model.name"].default))
+  packages, task, name = (
+    _checked(field, FIELDS[field], values.get(field, FIELDS[field].default))
+    for field in ("packages", "task", "model.name")
+  )
+  import_packages(packages)
+  task = get_task(task)
   chosen = {
     field.removeprefix("model."): value
     for field, value in values.items()
@@ -45,7 +50,7 @@ def config_fields(values: Mapping[str, Any]) -> dict[str, Field]:
   try:
     model = registry.model_fields(name, chosen)
   except ValueError as error:
-    raise UsageError(f"config.model.{error}") from None
+    raise UsageError(_model_error(error, values)) from None
   return {
     **FIELDS,
     **task.FIELDS,
@@ -57,9 +62,13 @@ def config_fields(values: Mapping[str, Any]) -> dict[str, Field]:
   }
 
 
-def import_packages(names: Any) -> None:
-  """Imports the packages that a config names; UsageError if one cannot be."""
-  names = FIELDS["packages"].check("config.packages", names)
+def import_packages(names: Iterable[str]) -> None:
+  """Imports the packages that a config names; UsageError if one cannot be.
+
+  They may also lie in the working directory, whatever command this is.
+  """
+  if names and os.getcwd() not in sys.path:
+    sys.path.append(os.getcwd())
   for name in names:
     try:
       importlib.import_module(name)
@@ -131,10 +140,11 @@ def help_text(source: str, overrides: Iterable[str] = ()) -> str:
 
 def create_model(config: ml_collections.ConfigDict, task: Task) -> Any:
   """Makes the model of a config for a task that knows its data set."""
-  fields = config.model.to_dict()
-  return registry.create_model(
-    fields.pop("name"), **fields, **task.model_fields()
-  )
+  fields = config.model.to_dict() | task.model_fields()
+  try:
+    return registry.create_model(fields.pop("name"), **fields)
+  except ValueError as error:
+    raise UsageError(_model_error(error, {})) from None
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -285,6 +295,8 @@ def _unknown_field(field, texts, source, fields):
   parts = [name for name in texts if name.startswith("model.")]
   if field in texts or not field.startswith("model.") or not parts:
     where = f"--config.{field}" if field in texts else source
+    if field in SUCCESSORS:
+      return f"{where}: the field is gone; {SUCCESSORS[field]}"
     if field.startswith("model."):  # The other parts' fields do not help.
       fields = [name for name in fields if name.startswith("model.")]
     return f"{where}: {unknown('field', field, fields, 'config.')}"
@@ -311,13 +323,27 @@ def _complete(values, fields):
     part = nested
     for name in parts:
       part = part.setdefault(name, {})
-    try:
-      part[last] = each.check(
-        f"config.{field}", values.get(field, each.default)
-      )
-    except ValueError as error:
-      raise UsageError(str(error)) from None
+    part[last] = _checked(field, each, values.get(field, each.default))
   return ml_collections.ConfigDict(nested)
+
+
+def _checked(name, field, value):
+  try:
+    return field.check(f"config.{name}", value)
+  except ValueError as error:
+    raise UsageError(str(error)) from None
+
+
+def _model_error(error, values):
+  """Words a ValueError of a model, which may begin with the field's name."""
+  operators = values.get("model.operators", ())
+  if set("".join(map(str, operators))) <= set("chpg") and operators:
+    return (
+      f"config.model.operators is {operators}; operators have names now, joined"
+      " by commas: conv, halo, per_pixel or global in place of c, h, p, g"
+    )
+  separator = ": " if str(error).startswith("there is no") else "."
+  return f"config.model{separator}{error}"
 
 
 def _check(config):
@@ -338,7 +364,7 @@ def _check(config):
   try:
     registry.create_model(fields.pop("name"), **fields)
   except ValueError as error:
-    raise UsageError(f"config.model.{error}") from None
+    raise UsageError(_model_error(error, {})) from None
 
 
 def _check_durations(config):

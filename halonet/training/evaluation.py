@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from halonet.data import pipeline
@@ -64,7 +65,10 @@ def evaluate(
   if not counts["skipped"]:
     del counts["skipped"]
   figures = [
-    evaluator.figures(counts["images"]) | counts for evaluator in evaluators
+    # NumPy's scalars are no JSON.
+    {k: np.asarray(v).item() for k, v in each.figures(counts["images"]).items()}
+    | counts
+    for each in evaluators
   ]
   return figures[0], figures[1] if len(figures) > 1 else None
 

@@ -107,15 +107,21 @@ def transfer(
     for tree in (given, target)
   )
   adapt = getattr(model, "adapt", lambda *_: None)
-  fresh = _is_other_head(given, target)
+  both = source_model, model
+  fresh = _other_head(
+    *(
+      {path: x for path, x in tree.items() if _is_head(path, both)}
+      for tree in (given, target)
+    )
+  )
   problems = {
     path: f"{path} {given[path].shape} is unexpected"
     for path in given
-    if path not in target and not (fresh and _is_head(path))
+    if path not in target and not (fresh and _is_head(path, both))
   }
   transferred, resized = {}, collections.Counter()
   for path, wanted in target.items():
-    if fresh and _is_head(path):
+    if fresh and _is_head(path, both):
       transferred[path] = wanted
       continue
     if path not in given:
@@ -152,18 +158,29 @@ def transfer(
   return traverse_util.unflatten_dict(transferred, sep="/"), notes
 
 
-def _is_head(path):
-  return path.split("/")[1] == "classifier"
+def _is_head(path, models):
+  """Says whether a variable is of a module that ends one of the models.
+
+  A model names these by an attribute `head_modules`.
+  """
+  names = {
+    name
+    for model in models
+    for name in getattr(model, "head_modules", ("classifier",))
+  }
+  return path.split("/")[1] in names
 
 
-def _is_other_head(given, target):
-  """Words how the heads differ, if nothing but the classes does; else ""."""
-  kernels = [tree.get("params/classifier/kernel") for tree in (given, target)]
-  if kernels[1] is None:
-    return "" if kernels[0] is None else "The weights' classifier is left out"
-  if kernels[0] is None:
-    return "The classifier is drawn afresh: the weights have none"
-  (old_width, old), (width, new) = (kernel.shape for kernel in kernels)
-  if old_width != width or old == new:
-    return ""
-  return f"The classifier is drawn afresh: {new} classes in place of {old}"
+def _other_head(given, target):
+  """Words how two heads differ, if nothing but their outputs does; else ""."""
+  if given.keys() == target.keys():
+    pairs = [(given[path].shape, target[path].shape) for path in target]
+    if all(old == new for old, new in pairs) or any(
+      old[:-1] != new[:-1] for old, new in pairs
+    ):
+      return ""
+    old, new = pairs[0][0][-1], pairs[0][1][-1]
+    return f"The classifier is drawn afresh: {new} classes in place of {old}"
+  if not target:
+    return "The weights' head is left out"
+  return "The head is drawn afresh: the weights have another, or none"

@@ -15,7 +15,7 @@ from halonet.chips import find_chip
 from halonet.cost import model as model_cost
 from halonet.data import pipeline, sources
 from halonet.errors import RunError
-from halonet.parallel import batch_sharding, make_mesh
+from halonet.parallel import DATA, batch_sharding, make_mesh
 from halonet.signals import Stopped, StopSignals
 from halonet.tasks.task import make_task
 from halonet.training import config as config_lib
@@ -67,7 +67,7 @@ def train(
       say(f"This run is finished: {results['steps']} steps.")
       return results
     with together():
-      config_lib.check_devices(config, jax.device_count())
+      config_lib.check_devices(config, make_mesh().shape[DATA])
 
     # ----------------------------------------------------------------- data
     source, needs = None, make_task(config).needs
@@ -89,17 +89,19 @@ def train(
     workdir.check_metadata(task.metadata)
     for change in changed:
       say(f"Changed since this run began: config.{change}")
-    config_lib.in_steps(config, train_split.size)
+    in_steps = config_lib.in_steps(config, train_split.size)
     agreed = processes.stop_requested if jax.process_count() > 1 else None
     with StopSignals(agreed=agreed) as stop:
       return _train(
-        config, task, workdir, source, data, train_split, test_split, stop
+        in_steps, task, workdir, source, data, train_split, test_split, stop
       )
 
 
-def _train(given, task, workdir, source, data, train_split, test_split, stop):
-  """The rest of `train`, with data and workdir at hand."""
-  config = config_lib.in_steps(given, train_split.size)
+def _train(config, task, workdir, source, data, train_split, test_split, stop):
+  """Does the rest of `train`, with durations in steps.
+
+  `task.config` is the config as it was given.
+  """
   # ------------------------------------------------------------------- mesh
   mesh = make_mesh()
   device = mesh.devices.flat[0]
@@ -152,7 +154,7 @@ def _train(given, task, workdir, source, data, train_split, test_split, stop):
     with together():
       if processes.is_first():
         # From here on the folder is this config's: nothing is wrong with it.
-        workdir.write_config(given)
+        workdir.write_config(task.config)
         workdir.write_metadata(task.metadata)
         workdir.write_data(data)
 
@@ -173,7 +175,7 @@ def _train(given, task, workdir, source, data, train_split, test_split, stop):
       f" {optimizer_lib.peak_learning_rate(config):g}"
     )
     group = config.model.get("batch_norm_group")
-    part = config.batch_size // mesh.size // config.accumulation_steps
+    part = config.batch_size // mesh.shape[DATA] // config.accumulation_steps
     if group and part % group:
       say(
         f"Every batch norm communicates: its groups of {group} images do not"
@@ -257,7 +259,9 @@ def _train(given, task, workdir, source, data, train_split, test_split, stop):
           )
           tested = _test_figures(evaluation, averaged)
           for name, value in tested.items():
-            if not np.isfinite(value):
+            # Others may be undefined, such as a mean over no examples.
+            selects = name.endswith(("test_loss", f"test_{task.best}"))
+            if selects and not np.isfinite(value):
               raise NotFinite(
                 name.replace("_", " "), value, step, config, checkpoints
               )

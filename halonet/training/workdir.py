@@ -142,7 +142,7 @@ class Workdir:
   def check_metadata(self, metadata: dict[str, Any]) -> None:
     """Raises UsageError if the run began with other metadata."""
     begun = self._metadata.exists() or self._labels.exists()
-    if begun and self.metadata() != metadata:
+    if begun and self.metadata() != json.loads(json.dumps(metadata)):
       raise UsageError(
         f"the data set's {', '.join(metadata)} are not those that the run in"
         f" {self.path} began with; put them back, or name a new --workdir"
