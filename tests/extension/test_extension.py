@@ -98,9 +98,9 @@ def test_its_operator_serves_the_house_and_is_swept(tmp_path):
   )
   workdir = tmp_path / "runs"
   # As a person calls it: a script does not have the folder on its path.
+  words = [f"--config={config}", f"--workdir={workdir}"]
   done = subprocess.run(
-    [sys.executable, "scripts/sweep.py", f"--config={config}"]
-    + [f"--workdir={workdir}"],
+    [sys.executable, "scripts/sweep.py", *words],
     capture_output=True,
     text=True,
   )

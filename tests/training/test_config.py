@@ -147,6 +147,14 @@ def _literal(message):
     ),
     ("model.dtype=float64", "config.model.dtype is 'float64'; training takes"),
     ("model.df=1.5", "config.model.df is 1.5"),
+    ("model.operators=('h',)", "conv, halo, per_pixel or global in place of"),
+    (
+      "model.timm=True",
+      "config.model.timm: the field is gone; write timm_halo",
+    ),
+    ("packages=nothing", "config.packages: nothing cannot be imported"),
+    ("packages=(1,)", "config.packages is 1; it must be a text"),
+    ("task=regression", "config.task: there is no task regression"),
     ("data.image_size=big", "config.data.image_size is 'big'"),
     ("optimizer.learning_rate=-1", "config.optimizer.learning_rate is -1.0"),
     ("steps=9 weeks", "config.steps is '9 weeks'; it must be a whole number"),
@@ -188,7 +196,7 @@ def test_a_duration_may_become_another_kind(tmp_path):
     ("1/0", "mine.py fails: ZeroDivisionError"),
     ("exit(3)", "mine.py fails: SystemExit: 3"),
     ("dict(model='halonet_h0')", "there is no field config.model;"),
-    ("dict(model=dict(name=['a']))", "config.model.name: there is no model"),
+    ("dict(model=dict(name=['a']))", "config.model.name is .* must be a text"),
     ("dict(model=dict(depths=()))", "config.model.depths is ()"),
   ],
 )
