@@ -294,7 +294,7 @@ class _Layers:
 
 
 _STAGE = re.compile(r"stem|stage\d+")
-# By the names of modules, and of the scopes in an attention.
+# Kinds by the names of modules and of the scopes in an attention.
 _KINDS = {
   "query": "projections to q, k, v",
   "key": "projections to q, k, v",

@@ -58,7 +58,7 @@ class Launcher(StopSignals):
     _wait_for_lock(folder, show)
     # The TPU compiler adds some 200 lines to its word that memory ran out.
     tail = collections.deque(maxlen=1000)
-    # To a file, not a pipe: it can end in order when this process is killed.
+    # A file, not a pipe: the training can end in order if this process dies.
     with open(log, "ab") as output, open(log, "rb") as written:
       written.seek(0, os.SEEK_END)
       child = self._child = subprocess.Popen(

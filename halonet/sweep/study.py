@@ -161,7 +161,7 @@ class TrialBoard:
       choosing = self._running_before(trial).count({})
       point = pending[choosing % len(pending)]
       trial.set_user_attr("point", point.values)
-      # Of several trials of a point, the one with the lowest number goes on.
+      # If a point has several trials, the one with the lowest number goes on.
       # A trial that has no point yet may be about to take the same.
       others = self._running_before(trial)
       if point.values not in others and {} not in others:

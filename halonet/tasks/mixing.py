@@ -69,7 +69,7 @@ def _draw_pair(seed, mixup, cutmix):
   drawn = tf.random.stateless_uniform([5], seeds[0])
   cut = drawn[0] < (0.5 if mixup and cutmix else float(cutmix > 0))
   alpha = tf.where(cut, float(cutmix), float(mixup))
-  # Of Gamma(alpha) = Gamma(alpha + 1) · uniform^(1 / alpha), the logarithms:
+  # Logarithms, because Gamma(alpha) = Gamma(alpha + 1) · uniform^(1 / alpha):
   # with a small alpha the numbers themselves would often be 0.
   gamma = tf.random.stateless_gamma([2], seeds[1], alpha + 1)
   logs = tf.math.log(gamma) + tf.math.log(1 - drawn[1:3]) / alpha

@@ -155,7 +155,7 @@ class Checkpoints:
 
 
 def _parts(state):
-  """What is saved side by side, so that weights can be read alone."""
+  """Splits a state into what is saved side by side: weights can be read alone."""
   parts = {
     "model": state.variables,
     "optimizer": {"step": state.step, "opt_state": state.opt_state},
@@ -164,7 +164,7 @@ def _parts(state):
 
 
 def _state(parts):
-  """The inverse of `_parts`."""
+  """Inverts `_parts`."""
   collections = dict(parts["model"])
   return TrainState(
     params=collections.pop("params"),

@@ -1,4 +1,4 @@
-"""The most memory that a run has needed."""
+"""Measures the most memory that a run has needed."""
 
 import resource
 import sys
@@ -7,7 +7,7 @@ import jax
 
 
 def peak_memory() -> tuple[int, str]:
-  """The peak so far, in bytes, and whose it is.
+  """Returns the peak so far, in bytes, and whose it is.
 
   Returns:
     The greatest peak of this process's devices and "device", where they count

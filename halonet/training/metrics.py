@@ -49,7 +49,7 @@ class MetricWriter:
 
 
 class _NoWriter:
-  """What the processes that write no files have for a MetricWriter."""
+  """Stands in for a MetricWriter in processes that write no files."""
 
   def write(self, step, **scalars):
     pass
@@ -101,7 +101,7 @@ class Progress:
 
   @property
   def images_per_second(self) -> float:
-    """Over all stretches of this process; 0 if there was none."""
+    """Mean speed over all stretches of this process; 0 if there was none."""
     if not self._timed_steps:
       return 0.0
     return self._timed_steps * self._batch_size / self._timed_seconds

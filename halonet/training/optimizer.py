@@ -9,9 +9,9 @@ _REFERENCE_BATCH = 256
 
 
 def peak_learning_rate(config: ml_collections.ConfigDict) -> float:
-  """The config's learning rate · batch size / 256.
+  """Returns the config's learning rate · batch size / 256.
 
-  Linear scaling, as in "Accurate, Large Minibatch SGD", Goyal et al., 2017,
+  This is linear scaling, as in "Accurate, Large Minibatch SGD", Goyal et al., 2017,
   section 2.1.
   """
   scale = config.batch_size / _REFERENCE_BATCH
@@ -19,10 +19,10 @@ def peak_learning_rate(config: ml_collections.ConfigDict) -> float:
 
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-  """Linear warm-up from zero to the peak, then a cosine to zero.
+  """Builds the schedule: a linear warm-up to the peak, then a cosine to zero.
 
   Returns:
-    A function of the number of steps done before, to the learning rate.
+    A function from the number of steps done to the learning rate.
   """
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
@@ -60,10 +60,7 @@ def make_optimizer(
 
 
 def is_decayed(params: optax.Params) -> optax.Params:
-  """Which parameters weight decay is for: the kernels.
-
-  Norms' scales, biases and relative tables are left alone.
-  """
+  """Says which parameters decay: kernels do; scales, biases and tables do not."""
   return jax.tree.map_with_path(
     lambda path, _: path[-1].key == "kernel", params
   )

@@ -20,7 +20,7 @@ _PATIENCE = 10.0  # Seconds.
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes files and speaks."""
+  """Says whether this is the process that writes files and speaks."""
   return jax.process_index() == 0
 
 
@@ -103,7 +103,7 @@ def check_shared(folder) -> None:
 
 
 def stop_requested(step: int) -> bool:
-  """Whether all processes stop after this step, as one was sent SIGTERM.
+  """Says whether all processes stop after this step, as one was sent SIGTERM.
 
   All ask after every step, and get the same answer.
   """

@@ -11,7 +11,7 @@ class Profiler:
   """Traces the steps that `config.profile_steps` names, for TensorBoard."""
 
   def __init__(self, steps: tuple[int, ...], directory: str, step: int):
-    """For a run that goes on after `step` steps."""
+    """Prepares a trace for a run that goes on after `step` steps."""
     self._first, self._last = steps or (0, 0)
     self._first = max(self._first, step + 1)
     self._directory, self._open = directory, False

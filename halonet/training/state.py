@@ -41,7 +41,7 @@ class TrainState(flax.struct.PyTreeNode):
 
   @property
   def variables(self) -> dict[str, Any]:
-    """What `model.apply` takes."""
+    """Variables as `model.apply` takes them."""
     return {"params": self.params, **self.collections}
 
 
@@ -51,7 +51,7 @@ def make_init(
   config: ml_collections.ConfigDict,
   mesh: Mesh,
 ) -> Callable[[int], TrainState]:
-  """Compiles the drawing of a fresh state, on every device, from a seed.
+  """Compiles a function that draws a fresh state from a seed, on every device.
 
   Moving averages begin at the fresh values.
   """

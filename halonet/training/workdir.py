@@ -115,7 +115,7 @@ class Workdir:
       ) from None
 
   def results(self) -> dict[str, Any] | None:
-    """What the finished run wrote, or None while it is not finished."""
+    """Reads what the finished run wrote; None while it is not finished."""
     if not self._results.exists():
       return None
     try:
