@@ -155,7 +155,7 @@ class Checkpoints:
 
 
 def _parts(state):
-  """Splits a state into what is saved side by side: weights can be read alone."""
+  """Splits a state into what is saved apart: weights can be read alone."""
   parts = {
     "model": state.variables,
     "optimizer": {"step": state.step, "opt_state": state.opt_state},

@@ -11,8 +11,8 @@ _REFERENCE_BATCH = 256
 def peak_learning_rate(config: ml_collections.ConfigDict) -> float:
   """Returns the config's learning rate · batch size / 256.
 
-  This is linear scaling, as in "Accurate, Large Minibatch SGD", Goyal et al., 2017,
-  section 2.1.
+  This is the linear scaling of "Accurate, Large Minibatch SGD", Goyal et al.,
+  2017, section 2.1.
   """
   scale = config.batch_size / _REFERENCE_BATCH
   return config.optimizer.learning_rate * scale
@@ -60,7 +60,7 @@ def make_optimizer(
 
 
 def is_decayed(params: optax.Params) -> optax.Params:
-  """Says which parameters decay: kernels do; scales, biases and tables do not."""
+  """Says which parameters decay: kernels, and no scales, biases or tables."""
   return jax.tree.map_with_path(
     lambda path, _: path[-1].key == "kernel", params
   )

@@ -28,7 +28,7 @@ class TrainedModel:
 
   @property
   def variables(self) -> dict[str, Any]:
-    """Variables for `model.apply`: the moving averages, if the run kept them."""
+    """Variables for `model.apply`: moving averages, if the run kept them."""
     if self.state.ema is not None:
       return self.state.ema
     return self.state.variables

@@ -51,7 +51,7 @@ def make_init(
   config: ml_collections.ConfigDict,
   mesh: Mesh,
 ) -> Callable[[int], TrainState]:
-  """Compiles a function that draws a fresh state from a seed, on every device.
+  """Compiles a function that draws a fresh state, on every device, from a seed.
 
   Moving averages begin at the fresh values.
   """
