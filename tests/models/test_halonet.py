@@ -348,7 +348,7 @@ def test_blocks_start_as_the_identity():
       dict(operators=("timm_halo",), qk_ratio=0.01, heads=(16, 8, 8, 8)),
       "heads is 16, which does not",
     ),
-    (dict(operators=("h",)), "there is no operator h; .*known: conv, global"),
+    (dict(operators=("h",)), "there is no operator h; .*known: conv, .*global"),
     (dict(operators=()), "operators is"),
     (dict(operators=("conv", "")), "there is no operator ;"),
     (dict(operators=("conv",), group_width=7), "group_width is 7"),

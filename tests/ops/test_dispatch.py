@@ -93,8 +93,9 @@ def test_several_tpus_without_a_mesh_are_told_what_to_do(caplog):
     for _ in range(2):  # A message is logged once.
       form = dispatch.choose("auto", *maps(), layer(), place)
     assert form.name == ("pallas_tpu" if devices == 1 else "xla_packed")
-  (record,) = caplog.records
-  assert record.levelname == "WARNING"
+  # Another test may have asked for messages of less weight.
+  warnings = [each for each in caplog.records if each.levelname == "WARNING"]
+  (record,) = warnings
   assert "there are 4 devices, and no mesh in context" in record.message
   assert "under jax.set_mesh(mesh)" in record.message
   # They may still be asked for.
