@@ -3,9 +3,9 @@
 import dataclasses
 
 from flax import linen as nn
-from halonet.layers.base import Operator
 
 from halonet.fields import field
+from halonet.layers.base import Operator
 
 
 @dataclasses.dataclass(frozen=True)
