@@ -5,7 +5,7 @@ from typing import Any
 
 from halonet.models.registry import model_fields
 
-_LETTERS = {"c": "conv", "h": "halo", "p": "per_pixel", "g": "global"}
+_LETTERS = {"c": "conv", "p": "per_pixel", "g": "global"}  # And h, below.
 # Fields that some parts of today no longer have. With these values they had no
 # effect.
 _NEUTRAL = {

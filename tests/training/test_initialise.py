@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 
 from halonet.errors import UsageError
@@ -133,6 +134,36 @@ def test_what_does_not_fit_is_named(fields, message):
   assert str(caught.value).startswith("the weights do not fit config.model: ")
   assert "\n" not in str(caught.value)
   assert str(caught.value).count(";") <= 5
+
+
+class Other(nn.Module):
+  """A host without a spec or relative tables, whose head has any name."""
+
+  head: str = "classifier"
+
+  @property
+  def head_modules(self):
+    return (self.head,)
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.Conv(8, (7, 7), use_bias=False, name="stem")(x)
+    return nn.Dense(5, name=self.head)(x.mean((1, 2)))
+
+
+def test_weights_of_another_host():
+  """Heads differ; what fits is taken, and what does not is named."""
+  source = Other("angle")
+  with pytest.raises(UsageError, match=r"key/kernel \(8, 2, 4\) is missing"):
+    transfer(source, create_model("halonet_h1", **SMALL))
+  given, own, result, notes = transfer(source, Other())
+  assert len(notes) == 1 and notes[0].startswith("The head is drawn afresh")
+  assert result.keys() == own.keys()
+  for path, origin in (
+    ("params/stem/kernel", given),
+    ("params/classifier/kernel", own),
+  ):
+    np.testing.assert_array_equal(result[path], origin[path])
 
 
 def initial_state(config, num_classes):

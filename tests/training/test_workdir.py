@@ -106,6 +106,25 @@ def test_other_data_is_refused(tmp_path):
     workdir.check_data({"training files": "2, abd", "classes": "2, d"})
 
 
+def test_other_metadata_are_refused(tmp_path):
+  workdir = Workdir(str(tmp_path))
+  workdir.check_metadata({"labels": ["cat"]})  # It has none yet.
+  # JSON has no tuples; the run's own must not look like another's.
+  workdir.write_metadata({"labels": ("cat", "dog")})
+  workdir.check_metadata({"labels": ("cat", "dog")})
+  with pytest.raises(UsageError, match="labels are not those that the run in"):
+    workdir.check_metadata({"labels": ("dog", "cat")})
+
+
+def test_labels_of_a_run_before_there_were_tasks(tmp_path):
+  (tmp_path / "labels.txt").write_text("cat\ndog\n")
+  workdir = Workdir(str(tmp_path))
+  assert workdir.metadata() == {"labels": ["cat", "dog"]}
+  workdir.check_metadata({"labels": ["cat", "dog"]})
+  with pytest.raises(UsageError, match="labels are not those"):
+    workdir.check_metadata({"labels": ["cat"]})
+
+
 def test_an_empty_folder_inside_is_no_strangers_work(tmp_path, small_config):
   (tmp_path / "checkpoints").mkdir()
   with Workdir(str(tmp_path)).claim(small_config()):
