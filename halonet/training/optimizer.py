@@ -19,16 +19,21 @@ def peak_learning_rate(config: ml_collections.ConfigDict) -> float:
 
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-  """Builds the schedule: a linear warm-up to the peak, then a cosine to zero.
+  """Builds the schedule: a linear warm-up to the peak, then a cosine.
+
+  The cosine ends at `optimizer.final_learning_rate_ratio` of the peak.
 
   Returns:
     A function from the number of steps done to the learning rate.
   """
+  optimizer = config.optimizer
+  peak = peak_learning_rate(config)
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
-    peak_value=peak_learning_rate(config),
-    warmup_steps=config.optimizer.warmup_steps,
+    peak_value=peak,
+    warmup_steps=optimizer.warmup_steps,
     decay_steps=config.steps,
+    end_value=peak * optimizer.final_learning_rate_ratio,
   )
 
 

@@ -121,8 +121,14 @@ FIELDS = {
   "optimizer.learning_rate": Field(
     0.1,
     "Peak for 256 images a step, scaled in proportion for other batches. A"
-    " linear warm-up leads to it, and a cosine takes it to zero.",
+    " linear warm-up leads to it, and a cosine follows.",
     least=0,
+  ),
+  "optimizer.final_learning_rate_ratio": Field(
+    0.0,
+    "Learning rate at the end of the cosine over that of the peak.",
+    least=0,
+    most=1,
   ),
   "optimizer.warmup_steps": Field(
     100, "Steps of the warm-up.", kind=Duration, least=0

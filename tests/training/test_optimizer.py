@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import halonet
 from halonet.training import optimizer as optimizer_lib
@@ -23,10 +24,15 @@ def config(*overrides):
   )
 
 
-def test_schedule_is_linear_then_a_cosine():
-  schedule = optimizer_lib.make_schedule(config())
+@pytest.mark.parametrize("final", [0.0, 1 / 128, 1.0])
+def test_schedule_is_linear_then_a_cosine(final):
+  """The cosine ends at a share of the peak, 0.5."""
+  schedule = optimizer_lib.make_schedule(
+    config(f"optimizer.final_learning_rate_ratio={final}")
+  )
   steps = np.arange(101)
-  cosine = 0.25 * (1 + np.cos(np.pi * (steps - 10) / 90))
+  falling = 0.5 * (1 + np.cos(np.pi * (steps - 10) / 90))
+  cosine = 0.5 * (final + (1 - final) * falling)
   expected = np.where(steps < 10, 0.05 * steps, cosine)
   actual = np.array([schedule(step) for step in steps])
   np.testing.assert_allclose(actual, expected, atol=1e-6)
