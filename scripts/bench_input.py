@@ -272,6 +272,7 @@ def train_batches(files, size, number, *, image_dtype):
 
   overrides = f"""seed={number} batch_size={BATCH_SIZE} data.image_size={size}
     data.image_dtype={image_dtype} data.crop_area={LEAST_AREA}
+    data.randaugment_policy=autoaugment
     data.randaugment_layers={LAYERS} data.randaugment_magnitude={MAGNITUDE}"""
   config = load_config(CONFIG, overrides.split())
 

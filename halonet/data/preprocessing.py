@@ -99,6 +99,7 @@ def train_image(
       image,
       augment_seed,
       flip=flip,
+      policy=config.randaugment_policy,
       layers=config.randaugment_layers,
       magnitude=config.randaugment_magnitude,
       magnitude_std=config.randaugment_std,

@@ -1,36 +1,25 @@
 """RandAugment (Cubuk et al. 2020): a few operations on an image, at random.
 
-Every operation gives the same bits as Pillow, on which the original is built.
-Every pass over the pixels takes time, and so does every node of TensorFlow's
-graph, executed or not. XLA therefore compiles all operations and the choice
-among them into one node, once for each image size. All choices follow from a
-seed; no random state is kept.
+Two policies say which operations there are and what a magnitude means. All
+choices follow from a seed; no random state is kept.
 
-Every operation takes the pixels of an image, int32 `[height, width]`, and one
-number, which three ignore, and returns pixels. A pixel is red + 256 green +
-65536 blue, because processors compute on many such numbers at once, but not on
-groups of three bytes.
+Every pass over the pixels takes time, and so does every node of TensorFlow's
+graph, executed or not. XLA therefore compiles all operations of the policy and
+the choice among them into one node, once for each image size.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from halonet.data import randaugment_operations as do
 from halonet.data.runtime import tf
 
-MAX_MAGNITUDE = 10.0
-
-# Level of pixels from outside of the image; the grey of the published code,
-# which is close to ImageNet's mean.
-FILL = 128
-
-# Fixed-point units per pixel of coordinates, as in Pillow.
-_UNITS = 65536
-
-# Weights of red, green and blue in luma (ITU-R 601-2), in units of 1/65536.
-_LUMA = (19595, 38470, 7471)
+# Magnitude at which the arguments in the tables below hold.
+FULL_MAGNITUDE = 10.0
 
 
 def randaugment(
@@ -38,310 +27,188 @@ def randaugment(
   seed: tf.Tensor,
   *,
   flip: tf.Tensor,
+  policy: str = "autoaugment",
   layers: int,
   magnitude: float,
   magnitude_std: float,
 ) -> tf.Tensor:
-  """Applies `layers` operations, each drawn uniformly from `OPERATIONS`.
+  """Applies `layers` operations, each drawn uniformly from the policy's.
 
   Args:
     image: uint8, or float32 of 0 … 255, `[height, width, 3]`.
     seed: two int32 numbers; the same seed gives the same operations.
     flip: whether to mirror the image first, a boolean scalar.
+    policy: a name in `POLICIES`.
     layers: operations in a row, with repetition.
-    magnitude: their strength, 0 to 10.
+    magnitude: their strength, from 0 to the policy's `most`.
     magnitude_std: standard deviation of normal noise on the magnitude, drawn
-      for each operation; the sum is clipped to 0 … 10.
+      for each operation; the sum is clipped to 0 … `most`.
 
   Returns:
     uint8 `[height, width, 3]`.
   """
   choices, arguments = draw(
-    seed, layers=layers, magnitude=magnitude, magnitude_std=magnitude_std
+    seed,
+    policy=policy,
+    layers=layers,
+    magnitude=magnitude,
+    magnitude_std=magnitude_std,
   )
-  augmented = apply(image, flip, choices, arguments)
+  places = None
+  if "cutout" in POLICIES[policy].operations:
+    places = draw_places(seed, layers=layers)
+  augmented = apply(image, flip, choices, arguments, places, policy=policy)
   return tf.ensure_shape(augmented, image.shape)
 
 
 def draw(
-  seed: tf.Tensor, *, layers: int, magnitude: float, magnitude_std: float
+  seed: tf.Tensor,
+  *,
+  policy: str = "autoaugment",
+  layers: int,
+  magnitude: float,
+  magnitude_std: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Draws an image's operations; the arguments are those of `randaugment`.
 
   Returns:
-    Their indices in `OPERATIONS`, int32 `[layers]`, and their arguments,
-    float32 `[layers]`.
+    Their indices in the policy's operations, int32 `[layers]`, and their
+    arguments, float32 `[layers]`.
   """
+  operations, most, whole, dtype = POLICIES[policy]
   seeds = tf.random.experimental.stateless_split(seed, 2)
   drawn = tf.random.stateless_uniform([2, layers], seeds[0])
-  choices = tf.cast(drawn[0] * len(OPERATIONS), tf.int32)
-  strengths = tf.fill([layers], magnitude / MAX_MAGNITUDE)
+  choices = tf.cast(drawn[0] * len(operations), tf.int32)
+  strengths = tf.fill([layers], tf.constant(magnitude / FULL_MAGNITUDE, dtype))
   if magnitude_std:
     noise = tf.random.stateless_normal([layers], seeds[1])
-    strengths += magnitude_std / MAX_MAGNITUDE * noise
-  strengths = tf.clip_by_value(strengths, 0.0, 1.0)
-  table = np.array([row[1:] for row in OPERATIONS.values()], np.float32)
+    strengths += magnitude_std / FULL_MAGNITUDE * tf.cast(noise, dtype)
+  strengths = tf.clip_by_value(strengths, 0.0, most / FULL_MAGNITUDE)
+  table = np.array([row[1:] for row in operations.values()], dtype)
   rest, up, down = tf.unstack(tf.gather(table, choices), axis=1)
   greatest = tf.where(drawn[1] < 0.5, down, up)
   # Not compiled: XLA would fuse product and sum on some machines only.
-  return choices, rest + strengths * (greatest - rest)
+  arguments = rest + strengths * (greatest - rest)
+  if whole:
+    cut = tf.gather([name in whole for name in operations], choices)
+    arguments = tf.where(cut, tf.floor(arguments), arguments)
+  return choices, tf.cast(arguments, tf.float32)
+
+
+def draw_places(seed: tf.Tensor, *, layers: int) -> tf.Tensor:
+  """Draws where Cutout takes place, uniform in 0 … 1, float32 `[layers, 2]`."""
+  # The first two seeds are those of `draw`.
+  seeds = tf.random.experimental.stateless_split(seed, 3)
+  return tf.random.stateless_uniform([layers, 2], seeds[2])
 
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)
 def apply(
-  image: tf.Tensor, flip: tf.Tensor, choices: tf.Tensor, arguments: tf.Tensor
+  image: tf.Tensor,
+  flip: tf.Tensor,
+  choices: tf.Tensor,
+  arguments: tf.Tensor,
+  places: tf.Tensor | None = None,
+  *,
+  policy: str = "autoaugment",
 ) -> tf.Tensor:
   """Rounds an image, mirrors it if `flip` holds, and applies operations.
 
   Args:
     image: uint8, or float32 of 0 … 255, `[height, width, 3]`.
     flip: a boolean scalar.
-    choices: indices in `OPERATIONS`, int32 `[layers]`.
+    choices: indices in the policy's operations, int32 `[layers]`.
     arguments: one number for each of them, float32 `[layers]`.
+    places: two numbers of 0 … 1 for each, which Cutout needs, float32
+      `[layers, 2]`; not for a policy without it.
+    policy: a name in `POLICIES`.
 
   Returns:
     uint8 `[height, width, 3]`.
   """
   levels = tf.cast(tf.cast(image, tf.float32) + 0.5, tf.int32)
-  pixels = _join(tf.unstack(levels, axis=-1))
+  pixels = do.join(tf.unstack(levels, axis=-1))
   pixels = tf.cond(flip, lambda: tf.reverse(pixels, [1]), lambda: pixels)
 
   for layer in range(choices.shape[0]):
-    branches = [
-      functools.partial(operation, pixels, arguments[layer])
-      for operation, *_ in OPERATIONS.values()
-    ]
+    branches = []
+    for operation, *_ in POLICIES[policy].operations.values():
+      given = [pixels, arguments[layer]]
+      if operation is do.cutout:
+        given.append(places[layer])
+      branches.append(functools.partial(operation, *given))
     pixels = tf.switch_case(choices[layer], branches)
   return tf.bitcast(pixels, tf.uint8)[:, :, :3]
 
 
-def _split(pixels):
-  """Returns the levels of red, green and blue, int32 `[height, width]`."""
-  return [
-    tf.bitwise.bitwise_and(tf.bitwise.right_shift(pixels, shift), 255)
-    for shift in (0, 8, 16)
-  ]
+# An operation with its argument at magnitude 0, and at `FULL_MAGNITUDE` in both
+# directions. Operations of one direction repeat it.
+Row = tuple[Callable[..., tf.Tensor], float, float, float]
 
-
-def _join(levels):
-  return sum(
-    tf.bitwise.left_shift(level, shift)
-    for level, shift in zip(levels, (0, 8, 16), strict=True)
-  )
-
-
-# ------------------------------------------------------------------ histograms
-
-
-def autocontrast(pixels: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
-  """Stretches each channel linearly to 0 … 255; `ImageOps.autocontrast`."""
-  levels = tf.range(256, dtype=tf.float64)
-
-  def table(channel):
-    low, high = (
-      tf.cast(reduce(reduce(channel, 0), 0), tf.float64)
-      for reduce in (tf.reduce_min, tf.reduce_max)
-    )
-    scale = 255.0 / (high - low)
-    # Cut before the difference, because XLA would fuse the products to it.
-    # Pillow rounds these first.
-    offset = tf.maximum(low * scale, 0.0)
-    product = tf.clip_by_value(levels * scale, offset, offset + 256.0)
-    stretched = tf.where(high > low, product - offset, levels)
-    return tf.cast(tf.minimum(stretched, 255.0), tf.int32)
-
-  return _look_up(pixels, tf.stack(list(map(table, _split(pixels)))))
-
-
-def equalize(pixels: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
-  """Makes each channel's histogram even; `ImageOps.equalize`."""
-  levels = tf.range(256)
-  counts = tf.stack(
-    [
-      tf.math.unsorted_segment_sum(tf.ones_like(level), level, 256)
-      for level in _split(pixels)
-    ]
-  )
-  # A matrix product is XLA's fastest cumulative sum, and exact in float32 up to
-  # 2^24 pixels.
-  lower = tf.cast(levels[:, None] < levels, tf.float32)
-  below = tf.cast(tf.matmul(tf.cast(counts, tf.float32), lower), tf.int32)
-  # Pixels per output level; the brightest level that occurs is left out.
-  brightest = tf.reduce_max(tf.where(counts > 0, levels, 0), 1, keepdims=True)
-  total = tf.where(levels < brightest, counts, 0)
-  step = tf.reduce_sum(total, 1, keepdims=True) // 255
-  tables = (below + step // 2) // tf.maximum(step, 1)
-  return _look_up(pixels, tf.where(step > 0, tf.minimum(tables, 255), levels))
-
-
-def _look_up(pixels, tables):
-  """Replaces each channel's levels by those in its table, int32 `[3, 256]`."""
-  # Tables are increasing, so sorting changes nothing; but XLA would compute an
-  # unsorted one anew for each pixel.
-  tables = tf.sort(tables, axis=1)
-  return _join(map(tf.gather, tf.unstack(tables), _split(pixels)))
-
-
-# ------------------------------------------------------------ levels and blends
-
-
-def solarize(pixels: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
-  """Inverts levels of at least `threshold`, 0 … 256; `ImageOps.solarize`."""
-  return _join(
-    tf.where(tf.cast(level, tf.float32) < threshold, level, 255 - level)
-    for level in _split(pixels)
-  )
-
-
-def posterize(pixels: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-  """Keeps a level's upper `bits`, 1 … 8, rounded; `ImageOps.posterize`."""
-  bits = tf.cast(tf.round(bits), tf.int32)
-  mask = 256 - tf.bitwise.left_shift(1, 8 - bits)
-  return tf.bitwise.bitwise_and(pixels, _join([mask] * 3))
-
-
-def brightness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Blends black (0) with the image (1); `ImageEnhance.Brightness`."""
-  return _blend([tf.constant(0)] * 3, pixels, factor)
-
-
-def contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Blends the mean grey (0) with the image (1); `ImageEnhance.Contrast`."""
-  total = tf.reduce_sum(tf.cast(tf.reduce_sum(_luma(pixels), 0), tf.int64))
-  count = tf.size(pixels, tf.int64)
-  mean = tf.cast((2 * total + count) // (2 * count), tf.int32)
-  return _blend([mean] * 3, pixels, factor)
-
-
-def color(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Blends grey (0) with the image (1); `ImageEnhance.Color`."""
-  return _blend([_luma(pixels)] * 3, pixels, factor)
-
-
-def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Blends smooth (0) with the image (1); `ImageEnhance.Sharpness`."""
-  centre = pixels[1:-1, 1:-1]
-
-  def smooth(level):
-    rows = level[:-2] + level[1:-1] + level[2:]
-    box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-    # The central pixel weighs 5, its neighbours 1; rounded to nearest.
-    return (2 * (box + 4 * level[1:-1, 1:-1]) + 13) // 26
-
-  inner = _blend(map(smooth, _split(pixels)), centre, factor)
-  # The outermost pixels stay.
-  rows = pixels[1:-1]
-  inner = tf.concat([rows[:, :1], inner, rows[:, 1:][:, -1:]], 1)
-  return tf.concat([pixels[:1], inner, pixels[1:][-1:]], 0)
-
-
-def _luma(pixels):
-  weighted = map(tf.multiply, _split(pixels), _LUMA)
-  return tf.bitwise.right_shift(sum(weighted) + 0x8000, 16)
-
-
-def _blend(bases, pixels, factor):
-  """Blends from bases (0) to pixels (1) and beyond; `Image.blend`.
-
-  The bases are levels of red, green and blue. Results are cut to 0 … 255.
-  """
-
-  def blend(base, level):
-    base, level = tf.cast(base, tf.float32), tf.cast(level, tf.float32)
-    change = factor * (level - base)
-    # Cut before the sum, because XLA would fuse the product to it. Pillow
-    # rounds the product first, which changes levels at factors such as 1.2.
-    change = tf.clip_by_value(change, -base, 255.0 - base)
-    return tf.cast(base + change, tf.int32)
-
-  return _join(map(blend, bases, _split(pixels)))
-
-
-# -------------------------------------------------------------------- geometry
-
-
-def rotate(pixels: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
-  """Rotates counter-clockwise about the centre; `Image.rotate`."""
-  angle = tf.cast(degrees, tf.float64) * (math.pi / 180)
-  cos, sin = tf.cos(angle), tf.sin(angle)
-  height, width = _size(pixels)
-  x, y = width / 2, height / 2
-  return _transform(
-    pixels, cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
-  )
-
-
-def shear_x(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Moves row y to the left by `factor · y` pixels."""
-  return _transform(pixels, 1, factor, 0, 0, 1, 0)
-
-
-def shear_y(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Moves column x upwards by `factor · x` pixels."""
-  return _transform(pixels, 1, 0, 0, factor, 1, 0)
-
-
-def translate_x(pixels: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-  """Moves to the left by `share` of the width, to the nearest pixel."""
-  _, width = _size(pixels)
-  return _transform(pixels, 1, 0, tf.cast(share, tf.float64) * width, 0, 1, 0)
-
-
-def translate_y(pixels: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-  """Moves upwards by `share` of the height, to the nearest pixel."""
-  height, _ = _size(pixels)
-  return _transform(pixels, 1, 0, 0, 0, 1, tf.cast(share, tf.float64) * height)
-
-
-def _size(pixels):
-  shape = tf.shape(pixels)
-  return tf.cast(shape[0], tf.float64), tf.cast(shape[1], tf.float64)
-
-
-def _transform(pixels, a, b, c, d, e, f):
-  """Transforms by an affine map with nearest pixels; `Image.transform`.
-
-  The pixel with centre (x, y) is taken from (a x + b y + c, d x + e y + f), and
-  is `FILL` if that lies outside of the image.
-  """
-  height, width = tf.shape(pixels)[0], tf.shape(pixels)[1]
-  x, y = tf.range(width)[None], tf.range(height)[:, None]
-
-  def source(along_x, along_y, offset):
-    along_x, along_y, offset = (
-      tf.cast(value, tf.float64) for value in (along_x, along_y, offset)
-    )
-    offset += 0.5 * (along_x + along_y)
-    along_x, along_y, offset = (
-      tf.cast(tf.floor(value * _UNITS + 0.5), tf.int32)
-      for value in (along_x, along_y, offset)
-    )
-    return tf.bitwise.right_shift(offset + x * along_x + y * along_y, 16)
-
-  column, row = source(a, b, c), source(d, e, f)
-  inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-  pixels = tf.gather(
-    tf.reshape(pixels, [-1]), tf.where(inside, row * width + column, 0)
-  )
-  return tf.where(inside, pixels, _join([FILL] * 3))
-
-
-# The operations of the paper, each with its argument at magnitude 0 and at the
-# greatest magnitude in both directions. The ranges are those of AutoAugment
-# (Cubuk et al. 2019, table 6). Operations of one direction repeat it.
-OPERATIONS: dict[str, tuple[Callable, float, float, float]] = {
+# The 14 operations of the paper. The ranges are those of AutoAugment (Cubuk et
+# al. 2019, table 6).
+OPERATIONS: dict[str, Row] = {
   "identity": (lambda pixels, _: tf.identity(pixels), 0, 0, 0),
-  "autocontrast": (autocontrast, 0, 0, 0),
-  "equalize": (equalize, 0, 0, 0),
-  "rotate": (rotate, 0, 30, -30),
-  "solarize": (solarize, 256, 0, 0),
-  "color": (color, 1, 1.9, 0.1),
-  "posterize": (posterize, 8, 4, 4),
-  "contrast": (contrast, 1, 1.9, 0.1),
-  "brightness": (brightness, 1, 1.9, 0.1),
-  "sharpness": (sharpness, 1, 1.9, 0.1),
-  "shear_x": (shear_x, 0, 0.3, -0.3),
-  "shear_y": (shear_y, 0, 0.3, -0.3),
-  "translate_x": (translate_x, 0, 150 / 331, -150 / 331),
-  "translate_y": (translate_y, 0, 150 / 331, -150 / 331),
+  "autocontrast": (do.autocontrast, 0, 0, 0),
+  "equalize": (do.equalize, 0, 0, 0),
+  "rotate": (do.rotate, 0, 30, -30),
+  "solarize": (do.solarize, 256, 0, 0),
+  "color": (do.color, 1, 1.9, 0.1),
+  "posterize": (do.posterize, 8, 4, 4),
+  "contrast": (do.contrast, 1, 1.9, 0.1),
+  "brightness": (do.brightness, 1, 1.9, 0.1),
+  "sharpness": (do.sharpness, 1, 1.9, 0.1),
+  "shear_x": (do.shear_x, 0, 0.3, -0.3),
+  "shear_y": (do.shear_y, 0, 0.3, -0.3),
+  "translate_x": (do.translate_x, 0, 150 / 331, -150 / 331),
+  "translate_y": (do.translate_y, 0, 150 / 331, -150 / 331),
+}
+
+# The 16 operations of the TPU reference models. Solarize and Posterize change
+# less as the magnitude grows, and the blends are weakest at 5.
+TPU_OPERATIONS: dict[str, Row] = {
+  "autocontrast": (do.autocontrast, 0, 0, 0),
+  "equalize": (do.equalize, 0, 0, 0),
+  "invert": (do.invert, 0, 0, 0),
+  "rotate": (do.rotate, 0, 30, -30),
+  "posterize": (do.posterize, 0, 4, 4),
+  "solarize": (do.solarize, 0, 256, 256),
+  "color": (do.color, 0.1, 1.9, 1.9),
+  "contrast": (do.contrast, 0.1, 1.9, 1.9),
+  "brightness": (do.brightness, 0.1, 1.9, 1.9),
+  "sharpness": (do.sharpness, 0.1, 1.9, 1.9),
+  "shear_x": (do.shear_x, 0, 0.3, -0.3),
+  "shear_y": (do.shear_y, 0, 0.3, -0.3),
+  "translate_x": (do.move_left, 0, 100, -100),
+  "translate_y": (do.move_up, 0, 100, -100),
+  "cutout": (do.cutout, 0, 40, 40),
+  "solarize_add": (do.solarize_add, 0, 110, 110),
+}
+
+
+class Policy(NamedTuple):
+  """What RandAugment chooses from.
+
+  Attributes:
+    operations: by name.
+    most: greatest magnitude; noise does not lead beyond it.
+    whole: names of operations whose argument is rounded down.
+    dtype: type in which arguments are computed. float64 rounds down as the
+      original's Python does.
+  """
+
+  operations: dict[str, Row]
+  most: float
+  whole: tuple[str, ...]
+  dtype: Any
+
+
+POLICIES = {
+  "autoaugment": Policy(OPERATIONS, FULL_MAGNITUDE, (), np.float32),
+  "tpu": Policy(
+    TPU_OPERATIONS,
+    math.inf,
+    ("posterize", "solarize", "cutout", "solarize_add"),
+    np.float64,
+  ),
 }

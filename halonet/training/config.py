@@ -359,12 +359,22 @@ def _check(config):
       "config.model.dtype is 'float64'; training takes float32 or bfloat16"
     )
   _check_durations(config)
+  _check_randaugment(config.data)
   make_task(config).check()
   fields = config.model.to_dict()
   try:
     registry.create_model(fields.pop("name"), **fields)
   except ValueError as error:
     raise UsageError(_model_error(error, {})) from None
+
+
+def _check_randaugment(data):
+  magnitude, policy = data.randaugment_magnitude, data.randaugment_policy
+  if policy == "autoaugment" and magnitude > 10:
+    raise UsageError(
+      f"config.data.randaugment_magnitude is {magnitude}; it must be at"
+      " most 10, or config.data.randaugment_policy must be tpu"
+    )
 
 
 def _check_durations(config):

@@ -76,8 +76,17 @@ FIELDS = {
   "data.randaugment_layers": Field(
     0, "RandAugment's operations per image; 0: off.", least=0
   ),
+  "data.randaugment_policy": Field(
+    "autoaugment",
+    "RandAugment's operations: the paper's 14 in AutoAugment's ranges, or the"
+    " 16 of the TPU reference models.",
+    choices=("autoaugment", "tpu"),
+  ),
   "data.randaugment_magnitude": Field(
-    10.0, "Magnitude of RandAugment's operations.", least=0, most=10
+    10.0,
+    "Magnitude of RandAugment's operations; at most 10 with the policy"
+    " autoaugment.",
+    least=0,
   ),
   "data.randaugment_std": Field(
     0.0, "Standard deviation of RandAugment's magnitude.", least=0
