@@ -67,8 +67,9 @@ class Gate:
   """Base class of gates; by itself, none.
 
   Attributes:
-    place: "conv", after the convolution of convolutional blocks; "end", at the
-      end of every block; or "", nowhere.
+    place: "conv", after the convolution of convolutional blocks; "operator",
+      after the operator of every block; "end", at the end of every block; or
+      "", nowhere.
   """
 
   place: ClassVar[str] = ""
@@ -107,13 +108,20 @@ class ConvSqueezeExcite(Gate):
 
 
 @dataclasses.dataclass(frozen=True)
-class LastSqueezeExcite(ConvSqueezeExcite):
-  """The gate "se_last", as in SE-ResNet; timm has no place for it."""
+class EverySqueezeExcite(ConvSqueezeExcite):
+  """The gate "se_all", of HaloNet's table 3; timm has no place for it."""
 
-  place = "end"
+  place = "operator"
 
   def timm_entries(self, ours: str, theirs: str, shapes: Shapes) -> Entries:
     return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class LastSqueezeExcite(EverySqueezeExcite):
+  """The gate "se_last", as in SE-ResNet."""
+
+  place = "end"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +142,7 @@ class Efficient(Gate):
 GATES = {
   "none": Gate,
   "se": ConvSqueezeExcite,
+  "se_all": EverySqueezeExcite,
   "se_last": LastSqueezeExcite,
   "eca": Efficient,
 }

@@ -160,10 +160,15 @@ class Blocked(Attention):
 
 @dataclasses.dataclass(frozen=True)
 class Valued(Attention):
-  """Fields of attention whose values may be wider than its queries."""
+  """Fields of attention whose queries and values have widths of their own."""
 
+  rqk: float = field(
+    1.0,
+    "Width of the queries and keys over that of the block (r_qk).",
+    above=0,
+  )
   rv: float = field(
-    1.0, "Width of the values over that of the queries (r_v).", above=0
+    1.0, "Width of the values over that of the block (r_v).", above=0
   )
   mask_padding: bool = field(
     True,
@@ -172,12 +177,13 @@ class Valued(Attention):
   )
 
   def widths(self, block: Site) -> tuple[int, int]:
-    if block.width * self.rv % 1:
-      raise ValueError(
-        f"rv is {self.rv}; rv times {block.width}, the width of {block.name},"
-        " must be a whole number"
-      )
-    return block.width, round(block.width * self.rv)
+    for name, ratio in (("rqk", self.rqk), ("rv", self.rv)):
+      if block.width * ratio % 1:
+        raise ValueError(
+          f"{name} is {ratio}; {name} times {block.width}, the width of"
+          f" {block.name}, must be a whole number"
+        )
+    return round(block.width * self.rqk), round(block.width * self.rv)
 
 
 @dataclasses.dataclass(frozen=True)

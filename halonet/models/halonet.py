@@ -4,6 +4,11 @@
 Vaswani et al., CVPR 2021, arXiv:2103.12731.
 """
 
+# Convolutions in the first stages, the others as they are.
+_CONV1 = ("conv", "halo")
+_CONV12 = ("conv", "conv", "halo")
+_CONV123 = ("conv", "conv", "conv", "halo")
+
 
 def _row(block_size, halo_size, rv, rb, depth3, df=None, **fields):
   return dict(
@@ -13,6 +18,7 @@ def _row(block_size, halo_size, rv, rb, depth3, df=None, **fields):
     rb=rb,
     depths=(3, 3, depth3, 3),
     df=df,
+    activation="silu",
     **fields,
   )
 
@@ -30,38 +36,58 @@ HALONETS = {
   "halonet_h7": (600, _row(10, 3, 4.0, 3.5, 26, 2048)),
 }
 
-# Table 4: H7 with convolutions in the first stages. The paper does not say how
-# wide a convolution's output is; here it is as wide as its input (r_v is for
-# attention alone), which comes nearest to "about 67 M" for the first two.
+# Table 4: H7 with convolutions and squeeze-and-excitation in the first stages.
+# The paper puts the gate after the convolution; its ratio is that of table 5.
+# How wide a convolution's output is, is open. Here it is as wide as its input,
+# which gives 67.3, 66.9 and 54.5 M. The paper says "about 67 M" of all three;
+# r_v times as wide it would be 67.8, 69.5 and 127.4 M.
 for _name, _operators in (
-  ("conv1", ("conv", "halo")),
-  ("conv12", ("conv", "conv", "halo")),
-  ("conv123", ("conv", "conv", "conv", "halo")),
+  ("conv1", _CONV1),
+  ("conv12", _CONV12),
+  ("conv123", _CONV123),
 ):
   HALONETS[f"halonet_h7_{_name}"] = (
     600,
-    _row(10, 3, 4.0, 3.5, 26, 2048, operators=_operators),
+    HALONETS["halonet_h7"][1]
+    | dict(operators=_operators, channel_attention="se", se_ratio=1 / 8),
   )
 
-# Table 6: H4 with stage widths from 128. Its 85 M fit r_b = 4 without d_f.
+# Table 6: H4 with four changes (stage widths from 128, r_b = 4, four blocks in
+# stage 2, no d_f), and the block and halo of the pre-training.
 for _name, _fields in (
   ("", {}),
   ("_patch4", dict(stem="patch4")),
-  ("_conv12", dict(operators=("conv", "conv", "halo"))),
+  ("_conv12", dict(operators=_CONV12)),
 ):
   HALONETS[f"halonet_h4_base128{_name}"] = (
     256,
-    _row(12, 2, 1.0, 4.0, 12, base_width=128, **_fields),
+    HALONETS["halonet_h4"][1]
+    | dict(block_size=8, halo_size=2, base_width=128, rb=4.0, df=None)
+    | dict(depths=(3, 4, 12, 3))
+    | _fields,
   )
 
-# Table 3: a HaloNet like ResNet-50; label smoothing and RandAugment belong to
-# the training. The paper does not say which block and halo it has: H1's here.
+_HALONET50 = dict(
+  block_size=8,
+  halo_size=3,
+  rb=4.0,
+  depths=(3, 4, 6, 3),
+  heads=(4, 8, 16, 32),
+)
+_ALL = dict(channel_attention="se_all", activation="silu")
+
 for _name, _fields in (
+  # Table 3: a HaloNet like ResNet-50; label smoothing and RandAugment belong to
+  # the training.
   ("", {}),
-  ("_se", dict(channel_attention="se_last")),
-  ("_se_silu", dict(channel_attention="se_last", activation="silu")),
+  ("_se", dict(channel_attention="se_all")),
+  ("_se_silu", _ALL),
+  # Table A1: that of the last row, enlarged to about 30 M in one way each.
+  # ResNet-101 adds its layers to stage 3, too.
+  ("_layers98", _ALL | dict(depths=(3, 4, 22, 3))),
+  ("_rv3", _ALL | dict(rv=3.0)),
+  ("_rw125", _ALL | dict(base_width=80, heads=(5, 10, 20, 40))),
+  ("_rb65", _ALL | dict(rb=6.5)),
+  ("_rqk65", _ALL | dict(rqk=6.5)),
 ):
-  HALONETS[f"halonet50{_name}"] = (
-    256,
-    dict(block_size=8, halo_size=3, rb=4.0, depths=(3, 4, 6, 3), **_fields),
-  )
+  HALONETS[f"halonet50{_name}"] = (256, _HALONET50 | _fields)

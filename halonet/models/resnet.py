@@ -207,7 +207,7 @@ class Block(nn.Module):
     y = operator.layer(spec, norm, dtype)(y)
     y = activation(norm(name=f"{operator.name}_norm")(y))
     gate = network.gate
-    if gate.place == "conv" and operator.name == "conv":
+    if gate.place == "operator" or gate.place == operator.name == "conv":
       y = gate.layer(dtype)(y)
 
     y = dense(spec.features, dtype, "expand")(y)

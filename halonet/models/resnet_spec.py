@@ -95,7 +95,8 @@ class ResNetSpec:
     "none",
     "Gate of the channels: se (squeeze-and-excitation) or eca (efficient"
     " channel attention) after the convolution of convolutional blocks, as in"
-    " timm; se_last at the end of every block, as in SE-ResNet.",
+    " timm; se_all after the operator of every block; se_last at the end of"
+    " every block, as in SE-ResNet.",
     choices=tuple(GATES),
   )
   activation: str = field(

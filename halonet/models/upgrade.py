@@ -15,7 +15,18 @@ _NEUTRAL = {
   "rv": 1.0,
   "mask_window": False,
 }
-
+# Models that are gone, and those that they were variants of. A config has all
+# fields in which they differ.
+_GONE = {
+  name: name.partition("_")[0]
+  for name in (
+    "resnet50_se_halo_b8",
+    "resnet50_se_halo_b32",
+    "resnet101_se",
+    "resnet101_se_halo_b8",
+    "resnet101_se_halo_b32",
+  )
+}
 
 # Fields of earlier versions, and what does the same.
 SUCCESSORS = {
@@ -28,8 +39,8 @@ SUCCESSORS = {
 def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
   """Renews the part `model` of a config that an earlier version wrote.
 
-  That version had letters for operators, a flag for timm's way, and kept all
-  fields of all models.
+  The first version had letters for operators, a flag for timm's way, and kept
+  all fields of all models.
 
   Args:
     fields: fields of the part, `name` among them.
@@ -42,6 +53,8 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: if no model of today is the same.
   """
   fields = dict(fields)
+  if fields.get("name") in _GONE:
+    fields["name"] = _GONE[fields["name"]]
   if "timm" not in fields:
     return fields
   halo = "timm_halo" if fields.pop("timm") else "halo"

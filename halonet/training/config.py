@@ -166,8 +166,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     isinstance(values.get(part), dict) for part in parts
   ):
     raise ValueError("it is no config of a training")
-  if "task" not in values:  # Before there were tasks.
-    values["model"] = upgrade(values["model"])
+  values["model"] = upgrade(values["model"])
   values = flatten(ml_collections.ConfigDict(values))
   fields = config_fields(values)
   for field in values:
