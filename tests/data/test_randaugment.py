@@ -1,14 +1,28 @@
 """RandAugment: every operation against Pillow's, and how they are drawn."""
 
 import collections
+import contextlib
+import json
 
+import jax
 import numpy as np
 import pytest
 import sklearn.datasets
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
+from halonet import train
 from halonet.data import randaugment as lib
+from halonet.errors import UsageError
+from halonet.parallel import make_mesh
+from halonet.tasks.task import make_task
+from halonet.training import config as config_lib
+from halonet.training.checkpoint import Checkpoints
+from halonet.training.config import create_model
+from halonet.training.optimizer import make_optimizer
+from halonet.training.state import abstract_state, make_init
+from halonet.training.workdir import Workdir
+from tests.conftest import arguments, losses
 
 GREY = (128, 128, 128)
 
@@ -229,3 +243,293 @@ def test_noise_on_the_magnitude_is_cut_to_its_range():
   # Of a standard normal, 84 % lie below 1 and 2.3 % above 2.
   assert np.quantile(degrees, 0.16) == pytest.approx(21, abs=0.9)
   assert 0.003 < (degrees > 29.999).mean() < 0.06
+
+
+# ----------------------------------------------------------- the policy "tpu"
+
+# From 0 over fractions to the greatest of the papers, and 30, which is a
+# rotation by 90 degrees.
+MAGNITUDES = (0.0, 0.1, 2.4, 5.0, 7.3, 10.0, 17.0, 20.0, 24.0, 30.0, 31.0)
+
+TPU_REFERENCES = REFERENCES | {
+  "invert": lambda image, _: ImageOps.invert(image),
+  # A shift by 8 is one by 7 in TensorFlow, and one by less than 0 is none.
+  "posterize": lambda image, bits: ImageOps.posterize(
+    image, int(min(max(bits, 1), 8))
+  ),
+  "translate_x": affine(lambda _, distance: (1, 0, distance, 0, 1, 0)),
+  "translate_y": affine(lambda _, distance: (1, 0, 0, 0, 1, distance)),
+}
+
+
+def solarize_add(image, addition):
+  levels = np.array(image).astype(int)
+  dark = levels < 128
+  levels[dark] = np.minimum(levels[dark] + int(addition), 255)
+  return levels.astype(np.uint8)
+
+
+def cutout(image, reach, place):
+  levels, reach = np.array(image), int(reach)
+  row, column = (int(place[axis] * levels.shape[axis]) for axis in (0, 1))
+  top, left = max(0, row - reach), max(0, column - reach)
+  levels[top : row + reach, left : column + reach] = GREY
+  return levels
+
+
+TPU_REFERENCES["solarize_add"] = solarize_add
+
+
+def tpu_arguments(name, magnitude):
+  """What the published code makes of a magnitude, with both signs if random."""
+  level = magnitude / 10
+  match name:
+    case "autocontrast" | "equalize" | "invert":
+      return {0.0}
+    case "color" | "contrast" | "brightness" | "sharpness":
+      return {level * 1.8 + 0.1}
+    case "posterize":
+      return {float(int(level * 4))}
+    case "solarize":
+      return {float(int(level * 256))}
+    case "cutout":
+      return {float(int(level * 40))}
+    case "solarize_add":
+      return {float(int(level * 110))}
+    case "rotate":
+      return {level * 30, -level * 30}
+    case "shear_x" | "shear_y":
+      return {level * 0.3, -level * 0.3}
+    case "translate_x" | "translate_y":
+      return {level * 100, -level * 100}
+
+
+def shapes():
+  """Images to transform: square and not, down to single pixels."""
+  images = photographs()
+  small = {
+    "one": images["odd"][:1, :1],
+    "row": images["odd"][3:4, :11],
+    "tiny": images["odd"][:5, :2],
+  }
+  large = [images[kind] for kind in ("square", "odd", "uniform")]
+  return [*large, *small.values()]
+
+
+# The corners of the image, and a place within.
+PLACES = np.array([(0, 0), (1 - 2**-24, 1 - 2**-24), (0.3, 0.71)], np.float32)
+
+
+@pytest.mark.parametrize("name", lib.TPU_OPERATIONS)
+def test_tpu_operation_equals_its_reference(name):
+  number = list(lib.TPU_OPERATIONS).index(name)
+  values = {x for m in MAGNITUDES for x in tpu_arguments(name, m)}
+  cases = [
+    (image, np.float32(value), place)
+    for image in shapes()
+    for value in sorted(values)
+    for place in (PLACES if name == "cutout" else PLACES[:1])
+  ]
+  kinds = (
+    tf.TensorSpec([None, None, 3], tf.uint8),
+    tf.TensorSpec([], tf.float32),
+    tf.TensorSpec([2], tf.float32),
+  )
+  stream = tf.data.Dataset.from_generator(
+    lambda: iter(cases), output_signature=kinds
+  ).map(
+    lambda image, value, place: lib.apply(
+      image,
+      tf.constant(False),
+      tf.constant([number]),
+      value[None],
+      place[None],
+      policy="tpu",
+    )
+  )
+  for case, actual in zip(cases, stream.as_numpy_iterator(), strict=True):
+    image, value, place = case
+    if name == "cutout":
+      expected = cutout(image, value, place.tolist())
+    else:
+      expected = TPU_REFERENCES[name](Image.fromarray(image), float(value))
+    message = f"{name} {value} at {place} of {image.shape}"
+    np.testing.assert_array_equal(actual, np.asarray(expected), message)
+
+
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+def test_tpu_arguments_are_those_of_the_published_code(magnitude):
+  options = dict(layers=2, magnitude=magnitude, magnitude_std=0.0)
+  number, value = draw(600, policy="tpu", **options)
+  found = {
+    name: set(value[number == index])
+    for index, name in enumerate(lib.TPU_OPERATIONS)
+  }
+  # Signs that are random are both found: each 37 times on average.
+  assert found == {
+    name: {np.float32(x) for x in tpu_arguments(name, magnitude)}
+    for name in lib.TPU_OPERATIONS
+  }
+
+
+def test_above_10_solarize_and_from_20_posterize_do_nothing():
+  image = photographs()["odd"]
+  names = list(lib.TPU_OPERATIONS)
+
+  def result(name, argument):
+    return lib.apply(
+      image,
+      tf.constant(False),
+      tf.constant([names.index(name)]),
+      tf.constant([argument]),
+      tf.zeros([1, 2]),
+      policy="tpu",
+    )
+
+  for name, last, first in (("solarize", 9.9, 10), ("posterize", 19.9, 20)):
+    [weak], [none] = (tpu_arguments(name, m) for m in (last, first))
+    assert (result(name, weak) != image).numpy().any()
+    for argument in (none, *tpu_arguments(name, 31)):
+      np.testing.assert_array_equal(result(name, argument), image)
+
+
+def test_tpu_operations_signs_and_places_are_uniform_and_independent():
+  options = dict(layers=2, magnitude=10.0, magnitude_std=0.0)
+  number, value = draw(4800, policy="tpu", **options)
+  places = np.stack(
+    [lib.draw_places(seed, layers=2).numpy() for seed in seeds(4800)]
+  )
+  assert places.shape == (4800, 2, 2)
+  names = list(lib.TPU_OPERATIONS)
+  assert len(names) == 16
+  for layer in range(2):
+    counts = np.bincount(number[:, layer], minlength=16)
+    # 300 of each on average, and six standard deviations.
+    assert counts.shape == (16,) and abs(counts - 300).max() < 100
+  assert len(set(number[:, 0] * 16 + number[:, 1])) == 256
+  for name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y"):
+    # 600 fair coins: the mean's standard deviation is 0.04.
+    assert abs(np.sign(value[number == names.index(name)]).mean()) < 0.24
+  # Quarters of height and width, over all and where Cutout was drawn.
+  for chosen, expected in (
+    (places.reshape(-1, 2), 600),
+    (places[number == names.index("cutout")], 600 / 16),
+  ):
+    quarters = (chosen * 4).astype(int)
+    counts = np.bincount(quarters[:, 0] * 4 + quarters[:, 1], minlength=16)
+    assert counts.shape == (16,)
+    assert abs(counts - expected).max() < 6 * expected**0.5
+  # Two layers have places of their own.
+  assert abs(np.corrcoef(places.reshape(-1, 4).T) - np.eye(4)).max() < 0.08
+
+
+def test_tpu_flips_and_then_applies_what_is_drawn():
+  image = photographs()["odd"]
+  options = dict(policy="tpu", layers=2, magnitude=17.0, magnitude_std=2.0)
+  names = list(lib.TPU_OPERATIONS)
+  seen = set()
+  for seed, actual in enumerate(augment(image, 60, **options)):
+    expected = image[:, ::-1] if seed % 2 == 1 else image
+    pair = tf.constant([seed, 7])
+    drawn = lib.draw(pair, **options)
+    places = lib.draw_places(pair, layers=2).numpy()
+    for number, value, place in zip(*drawn, places, strict=True):
+      name, value = names[number], float(value)
+      if name == "cutout":
+        expected = cutout(expected, value, place.tolist())
+      else:
+        expected = TPU_REFERENCES[name](Image.fromarray(expected), value)
+      expected = np.asarray(expected)
+      seen.add(name)
+    np.testing.assert_array_equal(actual, expected, f"{drawn}")
+  assert seen == set(names)
+
+
+def test_tpu_results_follow_from_the_seed_whatever_the_order():
+  image = photographs()["odd"]
+  options = dict(policy="tpu", layers=2, magnitude=31.0)
+  first, second = augment(image, 20, **options), augment(image, 20, **options)
+  np.testing.assert_array_equal(first, second)
+  assert len({result.tobytes() for result in first}) > 15
+  np.testing.assert_array_equal(first[:5], augment(image, 5, **options))
+
+
+def test_tpu_noise_is_cut_at_zero_alone():
+  names = list(lib.TPU_OPERATIONS)
+
+  def degrees(magnitude):
+    number, value = draw(
+      3000, policy="tpu", layers=2, magnitude=magnitude, magnitude_std=1.0
+    )
+    return abs(value[number == names.index("rotate")])
+
+  high = degrees(10.0) / 3
+  assert np.median(high) == pytest.approx(10, abs=0.25)
+  # Of a standard normal, 84 % lie below 1 and 16 % above it.
+  assert np.quantile(high, [0.16, 0.84]) == pytest.approx([9, 11], abs=0.35)
+  low = degrees(0.0) / 3
+  assert 0.4 < (low == 0).mean() < 0.6 and low.max() > 1.5
+
+
+@pytest.fixture
+def train_digits(run_main, data_dir, tmp_path):
+  """Returns a function that trains with RandAugment: parameters and losses."""
+
+  def run(name, policy):
+    words = arguments(
+      data_dir,
+      tmp_path / name,
+      "steps=2",
+      "optimizer.warmup_steps=1",
+      "ema_decay=0",
+      "model.depths=(1,)",
+      "model.heads=(2,)",
+      "data.randaugment_layers=2",
+      "data.randaugment_magnitude=9",
+      f"data.randaugment_policy={policy}",
+    )
+    code, _, complaint = run_main(train.main, *words)
+    assert code == 0, complaint
+    workdir = Workdir(str(tmp_path / name))
+    config, mesh = workdir.config(), make_mesh()
+    model = create_model(config, make_task(config, workdir.metadata()))
+    init = make_init(model, make_optimizer(config), config, mesh)
+    checkpoints = Checkpoints(workdir.checkpoints, "accuracy")
+    with contextlib.closing(checkpoints):
+      state = checkpoints.restore(2, abstract_state(init, mesh))
+    return jax.tree.leaves(state), losses(tmp_path / name)
+
+  return run
+
+
+def test_a_training_with_it_has_the_same_bits_again(train_digits):
+  runs = [
+    train_digits(name, policy)
+    for name, policy in (("a", "tpu"), ("b", "tpu"), ("c", "autoaugment"))
+  ]
+  for one, same in zip(runs[0][0], runs[1][0], strict=True):
+    np.testing.assert_array_equal(one, same)
+  assert runs[0][1] == runs[1][1]
+  # Another policy is another training, from the first step on.
+  assert sorted(runs[0][1]) == [1, 2]
+  assert all(runs[0][1][step] != runs[2][1][step] for step in (1, 2))
+
+
+def test_a_magnitude_above_10_needs_the_policy_that_has_it(small_config):
+  message = (
+    "config.data.randaugment_magnitude is 10.5; it must be at most 10, or"
+    " config.data.randaugment_policy must be tpu"
+  )
+  with pytest.raises(UsageError, match=message):
+    small_config("data.randaugment_magnitude=10.5")
+  data = small_config(
+    "data.randaugment_magnitude=31", "data.randaugment_policy=tpu"
+  ).data
+  assert (data.randaugment_magnitude, data.randaugment_policy) == (31, "tpu")
+
+
+def test_an_old_config_has_the_old_policy(small_config):
+  values = small_config("data.randaugment_policy=tpu").to_dict()
+  del values["data"]["randaugment_policy"]
+  config = config_lib.from_json(json.dumps(values))
+  assert config.data.randaugment_policy == "autoaugment"
