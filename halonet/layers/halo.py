@@ -7,6 +7,7 @@ Vaswani et al., CVPR 2021, arXiv:2103.12731.
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -21,39 +22,43 @@ from halonet.layers.base import (
   projections,
   relative_table,
 )
-from halonet.ops import dispatch, positions
+from halonet.layers.sinusoids import sinusoids
+from halonet.ops import dispatch
 from halonet.ops.attention import (
   blocked_local_attention,
   blocked_local_attention_weights,
 )
+from halonet.ops.positions import num_offsets
 
 # "direct" is for attention per pixel.
 BLOCKED_IMPLEMENTATIONS = tuple(
   name for name in dispatch.IMPLEMENTATIONS if name != "direct"
 )
+POSITIONS = ("relative", "absolute", "none")
 
 
 class HaloAttention(nn.Module):
   """Blocked local self-attention with learned projections.
 
   Queries, keys and values are linear in the input, without biases; there is
-  no output projection (HaloNet, section 3). A row and a column table, each of
-  half the width of a head and shared by all heads, give the relative
-  positions.
+  no output projection (HaloNet, section 3).
 
-  The paper leaves three things open, chosen here: the queries are scaled by
-  `head_dim ** -0.5`, relative term included; one pair of tables serves all
-  heads; keys beyond the border are masked.
+  The paper leaves two things open, chosen here: the queries are scaled by
+  `head_dim ** -0.5`, relative term included; keys beyond the border are masked.
 
   Attributes:
     heads: number of attention heads.
     block_size: side of a block in pixels.
     halo_size: pixels that a neighbourhood reaches beyond its block.
     qk_features: width of all queries (and keys) together; the input's width
-      if None. `heads` must divide it, to an even width per head.
+      if None. `heads` must divide it, to an even width per head where there
+      are tables.
     value_features: width of the output; the input's width if None. `heads`
       must divide it.
     stride: keeps the queries at every `stride`-th row and column.
+    position: "relative", a row and a column table, each of half the width of a
+      head and shared by all heads; "absolute", sinusoids of a pixel's row and
+      column, added to the input, and so to queries, keys and values; or "none".
     mask_padding: leaves keys beyond the border out of the softmax.
     mask_window: lets a query see only keys at most `halo_size` pixels away, as
       SASA does (figure 6).
@@ -69,6 +74,7 @@ class HaloAttention(nn.Module):
   qk_features: int | None = None
   value_features: int | None = None
   stride: int = 1
+  position: str = "relative"
   mask_padding: bool = True
   mask_window: bool = False
   implementation: str = "auto"
@@ -80,18 +86,13 @@ class HaloAttention(nn.Module):
     ⌈width/stride⌉, value_features]`.
 
     Raises:
-      ValueError: if `heads` does not divide a width.
+      ValueError: if `heads` does not divide a width, or there is no such
+        position.
     """
-    query, key, value, head_dim = projections(
-      self, x, half_tables=True, scaled=True
+    check_position(self.position)
+    query, key, value, tables = positioned(
+      self, x, offsets=num_offsets(self.block_size, self.halo_size)
     )
-    offsets = positions.num_offsets(self.block_size, self.halo_size)
-    tables = [
-      relative_table(
-        self, f"relative_{axis}", (offsets, head_dim // 2), head_dim
-      )
-      for axis in ("height", "width")
-    ]
     options = dict(
       block_size=self.block_size,
       halo_size=self.halo_size,
@@ -104,6 +105,39 @@ class HaloAttention(nn.Module):
       query, key, value, *tables, implementation=self.implementation, **options
     )
     return merge_heads(output)
+
+
+def positioned(
+  module: Any, x: Float[Array, "b h w c"], *, offsets: int, keys: bool = True
+) -> tuple[jax.Array, jax.Array | None, jax.Array, list[jax.Array]]:
+  """Projects a map, with positions, in a layer's compact method.
+
+  Args:
+    module: has `position`, and what `projections` asks for.
+    x: `[batch, height, width, channels]`.
+    offsets: number of rows of a relative table.
+    keys: whether there are keys.
+
+  Returns:
+    Queries, keys and values, `[batch, height, width, heads, …]`; and the
+    tables, `[offsets, head_dim / 2]` of rows and columns, or none of them.
+  """
+  relative = module.position == "relative"
+  if module.position == "absolute":
+    x = x + sinusoids(*x.shape[1:]).astype(x.dtype)
+  query, key, value, head_dim = projections(
+    module, x, half_tables=relative, scaled=True, keys=keys
+  )
+  names = ("relative_height", "relative_width") if relative else ()
+  shape = offsets, head_dim // 2
+  tables = [relative_table(module, name, shape, head_dim) for name in names]
+  return query, key, value, tables
+
+
+def check_position(position: str) -> None:
+  """Raises ValueError unless there are such positions."""
+  if position not in POSITIONS:
+    raise ValueError(f"position is {position!r}; it must be one of {POSITIONS}")
 
 
 def sow_attention(
@@ -122,7 +156,7 @@ def sow_attention(
   Args:
     module: the layer.
     query: queries.
-    *keys: keys and tables.
+    *keys: keys, and tables if there are any.
     **options: of `blocked_local_attention_weights`.
   """
   if module.is_mutable_collection("attention") and not module.is_initializing():
@@ -170,11 +204,21 @@ class Valued(Attention):
   rv: float = field(
     1.0, "Width of the values over that of the block (r_v).", above=0
   )
+  position: str = field(
+    "relative",
+    "Positions in the attention: relative, by a row and a column table;"
+    " absolute, sinusoids added to its input; or none.",
+    choices=POSITIONS,
+  )
   mask_padding: bool = field(
     True,
     "Leaves keys beyond the border out of the softmax. The papers do not say;"
     " masking is our choice.",
   )
+
+  @property
+  def half_tables(self) -> bool:
+    return self.position == "relative"
 
   def widths(self, block: Site) -> tuple[int, int]:
     for name, ratio in (("rqk", self.rqk), ("rv", self.rv)):
@@ -200,6 +244,7 @@ class Halo(Valued, Blocked):
     return HaloAttention(
       block_size=self.block_size,
       halo_size=self.halo_size,
+      position=self.position,
       mask_padding=self.mask_padding,
       mask_window=self.mask_window,
       implementation=self.implementation,

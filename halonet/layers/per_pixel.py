@@ -7,7 +7,6 @@
 import dataclasses
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -18,14 +17,15 @@ from halonet.layers.base import (
   Site,
   average_pool,
   merge_heads,
-  projections,
-  relative_table,
 )
-from halonet.layers.halo import BLOCKED_IMPLEMENTATIONS, Valued
+from halonet.layers.halo import (
+  BLOCKED_IMPLEMENTATIONS,
+  Valued,
+  check_position,
+  positioned,
+)
 from halonet.ops.arguments import check_count
 from halonet.ops.attention import per_pixel_attention
-
-POSITIONS = ("relative", "absolute", "none")
 
 
 class PerPixelAttention(nn.Module):
@@ -45,10 +45,8 @@ class PerPixelAttention(nn.Module):
     qk_features: see `HaloAttention`.
     value_features: see `HaloAttention`.
     stride: of the average pool, which has the same size; 1: none.
-    position: "relative", a row and a column table, each of half the width of a
-      head; "absolute", sinusoids of a pixel's place, added to the input, and
-      so to queries, keys and values (the paper does not say to what); or "none"
-      (table 5).
+    position: see `HaloAttention`. To what the absolute ones of table 5 are
+      added, SASA does not say; HaloNet does.
     content: whether keys take part. If not, the logits come from the query and
       the relative positions alone (table 6).
     mask_padding: leaves keys beyond the border out of the softmax.
@@ -78,22 +76,14 @@ class PerPixelAttention(nn.Module):
     """
     check_per_pixel(self.window_size, self.position, self.content)
     check_count("stride", self.stride)
-    halves = self.position == "relative"
-    if self.position == "absolute":
-      x = x + sinusoids(*x.shape[1:]).astype(x.dtype)
-    query, key, value, head_dim = projections(
-      self, x, half_tables=halves, scaled=True, keys=self.content
+    query, key, value, tables = positioned(
+      self, x, offsets=self.window_size, keys=self.content
     )
-    tables = {}
-    if self.position == "relative":
-      shape = self.window_size, head_dim // 2
-      for name in ("relative_height", "relative_width"):
-        tables[name] = relative_table(self, name, shape, head_dim)
     output = per_pixel_attention(
       query,
       key,
       value,
-      **tables,
+      *tables,
       window_size=self.window_size,
       mask_padding=self.mask_padding,
       implementation=self.implementation,
@@ -101,31 +91,10 @@ class PerPixelAttention(nn.Module):
     return average_pool(merge_heads(output), self.stride)
 
 
-def sinusoids(height: int, width: int, channels: int) -> Float[Array, "h w c"]:
-  """Returns sines and cosines of every pixel's row and of its column.
-
-  Each axis has the wavelengths of "Attention Is All You Need", section 3.5:
-  from 2π on, in geometric progression towards 10,000 · 2π. Channels that are
-  left over, where four does not divide them, are zero.
-  """
-  count = channels // 4
-  rates = 10_000.0 ** (-np.arange(count) / max(count, 1))
-  waves = []
-  for length in (height, width):
-    angles = np.arange(length)[:, None] * rates
-    both = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    waves.append(jnp.asarray(both, jnp.float32))
-  rows = jnp.broadcast_to(waves[0][:, None], (height, width, 2 * count))
-  cols = jnp.broadcast_to(waves[1], (height, width, 2 * count))
-  rest = jnp.zeros((height, width, channels - 4 * count))
-  return jnp.concatenate([rows, cols, rest], axis=-1)
-
-
 def check_per_pixel(window_size: int, position: str, content: bool) -> None:
   """Raises ValueError unless per-pixel attention can be so."""
   check_count("window_size", window_size)
-  if position not in POSITIONS:
-    raise ValueError(f"position is {position!r}; it must be one of {POSITIONS}")
+  check_position(position)
   if not content and position != "relative":
     raise ValueError(
       f"content is False and position {position!r}: nothing is left to attend"
@@ -140,9 +109,6 @@ class PerPixel(Valued):
   window_size: int = field(
     7, "Side of the window of per-pixel attention in pixels (k).", least=1
   )
-  position: str = field(
-    "relative", "Positions of per-pixel attention.", choices=POSITIONS
-  )
   content: bool = field(
     True,
     "Whether the keys of per-pixel attention take part in its logits, beside"
@@ -154,10 +120,6 @@ class PerPixel(Valued):
     " changes no parameter; docs/attention.md explains the forms.",
     choices=(*BLOCKED_IMPLEMENTATIONS, "direct"),
   )
-
-  @property
-  def half_tables(self) -> bool:
-    return self.position == "relative"
 
   def window(self) -> int:
     return self.window_size

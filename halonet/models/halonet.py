@@ -82,6 +82,8 @@ for _name, _fields in (
   ("", {}),
   ("_se", dict(channel_attention="se_all")),
   ("_se_silu", _ALL),
+  # Appendix.
+  ("_absolute", dict(position="absolute")),
   # Table A1: that of the last row, enlarged to about 30 M in one way each.
   # ResNet-101 adds its layers to stage 3, too.
   ("_layers98", _ALL | dict(depths=(3, 4, 22, 3))),

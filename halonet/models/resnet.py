@@ -110,11 +110,10 @@ class ResNet(nn.Module):
       x = activation(norm(name="final_norm")(x))
     x = x.astype(jnp.promote_types(dtype, jnp.float32)).mean(axis=(1, 2))
     x = nn.Dropout(spec.dropout, deterministic=not train)(x)
-    logits = nn.Dense(
-      spec.num_classes,
-      kernel_init=nn.initializers.normal(0.01),
-      name="classifier",
-    )(x)
+    init = nn.initializers.normal(0.01)
+    if spec.zero_init_classifier:
+      init = nn.initializers.zeros
+    logits = nn.Dense(spec.num_classes, kernel_init=init, name="classifier")(x)
     return features, logits
 
   @property

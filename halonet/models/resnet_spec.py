@@ -107,6 +107,10 @@ class ResNetSpec:
     "Starts every block as its shortcut, by a zero scale in its last batch"
     " norm. The papers do not say; common in ResNets.",
   )
+  zero_init_classifier: bool = field(
+    False,
+    "Starts the classifier at zero, as HaloNet's fine-tuning does (table 6).",
+  )
   drop_path: float = field(
     0.0,
     "Probability that training skips the last block (stochastic depth); that"

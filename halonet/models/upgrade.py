@@ -39,9 +39,6 @@ SUCCESSORS = {
 def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
   """Renews the part `model` of a config that an earlier version wrote.
 
-  The first version had letters for operators, a flag for timm's way, and kept
-  all fields of all models.
-
   Args:
     fields: fields of the part, `name` among them.
 
@@ -55,15 +52,39 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
   fields = dict(fields)
   if fields.get("name") in _GONE:
     fields["name"] = _GONE[fields["name"]]
-  if "timm" not in fields:
-    return fields
+  if "timm" in fields:
+    fields = _from_letters(fields)
+  # The operator halo has a position since it has rqk.
+  if fields.get("position", "relative") != "relative" and "rqk" not in fields:
+    used = _used(fields)
+    if {"halo", "per_pixel"} <= used:
+      raise ValueError(
+        f"config of an earlier version: position {fields['position']} was that"
+        " of per_pixel alone, and today is that of halo, too"
+      )
+    if "halo" in used:
+      fields["position"] = "relative"
+  return fields
+
+
+def _used(fields):
+  """Names the operators of a model."""
+  return set(",".join(fields["operators"]).split(","))
+
+
+def _from_letters(fields):
+  """Renews the fields of the first version.
+
+  It had letters for operators, a flag for timm's way, and kept all fields of
+  all models.
+  """
   halo = "timm_halo" if fields.pop("timm") else "halo"
   letters = _LETTERS | {"h": halo}
   fields["operators"] = tuple(
     ",".join(letters[letter] for letter in pattern)
     for pattern in fields["operators"]
   )
-  used = set(",".join(fields["operators"]).split(","))
+  used = _used(fields)
   projects = fields.pop("project_first", True)
   fields["block_type"] = "bottleneck" if projects else "timm"
   if fields.pop("inverted", False):

@@ -59,8 +59,16 @@ def check_arrays(query, key, value):
 
 
 def check_tables(query, tables, rows, asked):
-  """Raises ValueError, with `asked` in it, unless both tables have `rows`."""
+  """Raises ValueError, with `asked` in it, unless both tables have `rows`.
+
+  Both may be None.
+  """
   names = "relative_height", "relative_width"
+  missing = [table is None for table in tables]
+  if all(missing):
+    return
+  if any(missing):
+    raise ValueError(f"{' and '.join(names)} must both be given, or neither")
   for name, table in zip(names, tables, strict=True):
     if table.ndim != 2 or table.shape[0] != rows:
       raise ValueError(f"{name} has shape {table.shape}; {asked}")

@@ -29,8 +29,8 @@ def blocked_local_attention(
   query: Float[Array, "b h w heads d"],
   key: Float[Array, "b h w heads d"],
   value: Float[Array, "b h w heads dv"],
-  relative_height: Float[Array, "offsets dh"],
-  relative_width: Float[Array, "offsets dw"],
+  relative_height: Float[Array, "offsets dh"] | None = None,
+  relative_width: Float[Array, "offsets dw"] | None = None,
   *,
   block_size: int,
   halo_size: int,
@@ -53,6 +53,7 @@ def blocked_local_attention(
     relative_height: embeddings of the row offsets `key − query`, in pixels,
       from `−(block_size − 1 + halo_size)` upwards: `[2·(block_size +
       halo_size) − 1, d_h]`. They meet the first `d_h` channels of the query.
+      None, as well as `relative_width`: logits come from the keys alone.
     relative_width: the same for column offsets, `[…, d_w]`; they meet the last
       `d_w` channels. The paper's form, a row half concatenated with a column
       half, is `d_h = d_w = head_dim / 2`; two full tables that are summed, as
@@ -108,6 +109,7 @@ def blocked_local_attention(
     mask_padding=mask_padding,
     reach=(halo_size, halo_size) if mask_window else None,
   )
+  tables = _or_zeros(tables, 2 * layer.farthest + 1, query.dtype)
   tables = positions.Tables(*tables, first=-layer.farthest)
   output = dispatch.attend(implementation, query, key, value, tables, layer)
   return output if thinned == 1 else output[:, ::thinned, ::thinned]
@@ -162,12 +164,6 @@ def per_pixel_attention(
       implementation cannot serve them.
   """
   arguments.check_count("window_size", window_size)
-  if (relative_height is None) != (relative_width is None):
-    raise ValueError(
-      "relative_height and relative_width must both be given, or neither"
-    )
-  if relative_height is None or relative_width is None:
-    relative_height = relative_width = jnp.zeros((window_size, 1), query.dtype)
   arguments.check_arrays(query, key, value)
   asked = f"window_size {window_size} asks for {window_size} rows"
   tables = relative_height, relative_width
@@ -183,6 +179,7 @@ def per_pixel_attention(
     mask_padding=mask_padding,
     reach=(before, after),
   )
+  tables = _or_zeros(tables, window_size, query.dtype)
   tables = positions.Tables(*tables, first=-before)
   return dispatch.attend(implementation, query, key, value, tables, layer)
 
@@ -231,8 +228,8 @@ def global_attention(
 def blocked_local_attention_weights(
   query: Float[Array, "b h w heads d"],
   key: Float[Array, "b h w heads d"],
-  relative_height: Float[Array, "offsets dh"],
-  relative_width: Float[Array, "offsets dw"],
+  relative_height: Float[Array, "offsets dh"] | None = None,
+  relative_width: Float[Array, "offsets dw"] | None = None,
   *,
   block_size: int,
   halo_size: int,
@@ -273,9 +270,17 @@ def blocked_local_attention_weights(
     mask_padding=mask_padding,
     reach=(halo_size, halo_size) if mask_window else None,
   )
+  tables = _or_zeros(tables, 2 * layer.farthest + 1, query.dtype)
   queries = folded.extended_queries(query, tables, layer)
   keys = folded.flat_windows(key, layer)
   weights, total = folded.softmax_terms(keys, queries)
   weights = jnp.swapaxes(weights / total, -1, -2)
   side, window = layer.side, layer.window
   return weights.reshape(*weights.shape[:4], side, side, window, window)
+
+
+def _or_zeros(tables, rows, dtype):
+  """Returns the tables, or in place of none what adds nothing to a logit."""
+  if tables[0] is None:
+    return (jnp.zeros((rows, 1), dtype),) * 2
+  return tables

@@ -4,12 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from halonet.layers.global_attention import GlobalAttention
 from halonet.layers.halo import HaloAttention
-from halonet.layers.per_pixel import PerPixelAttention, sinusoids
+from halonet.layers.per_pixel import PerPixelAttention
+from halonet.layers.sinusoids import sinusoids
 from halonet.ops.attention import global_attention, per_pixel_attention
+from halonet.parallel import make_mesh
 from tests.ops import reference
+from tests.ops.forms.test_forms import BLOCKED
+from tests.ops.test_attention import compiled
 
 
 def test_layer_is_projections_and_scaled_attention():
@@ -49,6 +54,87 @@ def test_layer_is_projections_and_scaled_attention():
   )
 
 
+def waves(height, width, channels):
+  """Sines and cosines of rows and of columns, one number at a time."""
+  table = np.zeros((height, width, channels))
+  count = channels // 4
+  for y, x, i in np.ndindex(height, width, count):
+    rate = 10_000 ** (-i / count)
+    for first, place in ((0, y), (2 * count, x)):
+      table[y, x, first + i] = np.sin(place * rate)
+      table[y, x, first + count + i] = np.cos(place * rate)
+  return table
+
+
+@pytest.mark.parametrize("form", BLOCKED)
+@pytest.mark.parametrize("position, stride", [("absolute", 1), ("none", 2)])
+def test_halos_without_tables_match_the_loop(form, position, stride):
+  layer = HaloAttention(
+    heads=2,
+    block_size=4,
+    halo_size=1,
+    qk_features=8,
+    value_features=16,
+    stride=stride,
+    position=position,
+    implementation=form,
+  )
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 6, 5, 9)).astype(np.float32)
+  variables = layer.init(jax.random.key(0), jnp.asarray(x))
+  assert variables["params"].keys() == {"query", "key", "value"}
+
+  kernels = [
+    np.asarray(variables["params"][name]["kernel"], np.float64)
+    for name in ("query", "key", "value")
+  ]
+  scales = 4**-0.5, 1, 1
+  placed = x + (waves(6, 5, 9) if position == "absolute" else 0)
+  projected = [
+    scale * np.einsum("bhwc,cnd->bhwnd", placed, kernel)
+    for scale, kernel in zip(scales, kernels, strict=True)
+  ]
+  options = dict(block_size=4, halo_size=1, stride=stride)
+  expected = reference.blocked_local_attention(*projected, **options)
+  seed = rng.normal(size=expected.shape)
+
+  def run(seed, *inputs):
+    output, pull = jax.vjp(layer.apply, *inputs)
+    return output, pull(seed.reshape(output.shape))
+
+  output, (of_variables, of_x) = compiled(run)(
+    jnp.asarray(seed, x.dtype), variables, jnp.asarray(x)
+  )
+  np.testing.assert_allclose(
+    output, expected.reshape(output.shape), rtol=1e-4, atol=1e-5
+  )
+  gradients = reference.blocked_local_attention(
+    *projected, **options, output_gradient=seed
+  )
+  wanted_x = 0
+  for name, scale, kernel, gradient in zip(
+    ("query", "key", "value"), scales, kernels, gradients, strict=True
+  ):
+    wanted = scale * np.einsum("bhwc,bhwnd->cnd", placed, gradient)
+    actual = of_variables["params"][name]["kernel"]
+    np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
+    wanted_x += scale * np.einsum("bhwnd,cnd->bhwc", gradient, kernel)
+  np.testing.assert_allclose(of_x, wanted_x, rtol=1e-4, atol=1e-4)
+
+
+def test_absolute_positions_are_those_of_the_whole_map_on_every_device():
+  mesh = make_mesh(rows=2)
+  layer = HaloAttention(heads=2, block_size=4, halo_size=1, position="absolute")
+  x = jax.random.normal(jax.random.key(0), (4, 16, 8, 8))
+  variables = layer.init(jax.random.key(1), x)
+  expected = layer.apply(variables, x)
+  sharding = NamedSharding(mesh, PartitionSpec("data", "rows"))
+  with jax.set_mesh(mesh):
+    apply = jax.jit(layer.apply, in_shardings=(None, sharding))
+    output = apply(variables, jax.device_put(x, sharding))
+  np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_widths_default_to_the_inputs():
   layer = HaloAttention(heads=2, block_size=4, halo_size=1)
   x = jnp.ones((1, 5, 6, 8))
@@ -76,6 +162,17 @@ def test_weights_and_geometry_are_stored_on_demand():
   np.testing.assert_allclose(weights.sum((-1, -2)), 1.0, rtol=1e-5)
   (geometry,) = collections["attention"]["geometry"]
   assert geometry.tolist() == [5, 6, 4, 1, 2]
+
+
+def test_weights_of_halos_without_tables_are_stored_too():
+  layer = HaloAttention(heads=2, block_size=4, halo_size=1, position="none")
+  x = jnp.ones((1, 4, 4, 8))
+  variables = layer.init(jax.random.key(0), x)
+  _, collections = layer.apply(variables, x, mutable=["attention"])
+  (weights,) = collections["attention"]["weights"]
+  # Nothing tells the 16 pixels apart.
+  seen = weights[0, 0, 0, :, :, :, 1:-1, 1:-1]
+  np.testing.assert_allclose(seen, 1 / 16, rtol=1e-5)
 
 
 def test_global_attention_resizes_its_tables():
@@ -192,6 +289,7 @@ def test_sinusoids_tell_all_pixels_apart():
 @pytest.mark.parametrize(
   "layer, words",
   [
+    (HaloAttention(2, 4, 1, position="polar"), "position is 'polar'"),
     (PerPixelAttention(2, 0), "window_size is 0; it must be a whole"),
     (PerPixelAttention(2, 3, position="polar"), "position is 'polar'"),
     (

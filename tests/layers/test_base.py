@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from halonet.layers.base import resize_table
+from halonet.layers.halo import Halo
 
 
 def resize(table, offsets):
@@ -14,8 +15,8 @@ def resize(table, offsets):
   return np.stack(columns, axis=1)
 
 
-@pytest.mark.parametrize("old", [1, 3, 13, 21])
-@pytest.mark.parametrize("new", [1, 3, 9, 13, 27])
+@pytest.mark.parametrize("old", [1, 3, 13, 19, 21])
+@pytest.mark.parametrize("new", [1, 3, 9, 13, 27, 33])
 def test_tables_are_interpolated_about_offset_zero(old, new):
   table = np.random.default_rng(0).normal(size=(old, 3)).astype(np.float32)
   resized = resize_table(table, new)
@@ -28,3 +29,21 @@ def test_tables_are_interpolated_about_offset_zero(old, new):
     np.testing.assert_array_equal(resized, table)
   if new > 1:
     np.testing.assert_array_equal(resized[[0, -1]], table[[0, -1]])
+
+
+@pytest.mark.parametrize("block_size, halo_size", [(12, 2), (16, 1)])
+def test_fine_tuning_stretches_tables_to_the_new_window(block_size, halo_size):
+  """From block 8, halo 2 to those of table 6."""
+  before = Halo(block_size=8, halo_size=2)
+  after = Halo(block_size=block_size, halo_size=halo_size)
+  farthest = block_size + halo_size - 1
+  table = np.stack([np.arange(-9, 10), np.arange(-9, 10) ** 2], axis=1)
+  table = table.astype(np.float32)
+  shape = 2 * farthest + 1, 2
+  resized = after.adapt("relative_height", table, shape, before)
+  # The farthest offsets, 9 and now 13 or 16, have one embedding.
+  places = np.arange(-farthest, farthest + 1) * 9 / farthest
+  np.testing.assert_allclose(resized[:, 0], places, atol=1e-5)
+  low = np.floor(places)
+  between = low**2 + (places - low) * (2 * low + 1)
+  np.testing.assert_allclose(resized[:, 1], between, atol=1e-4)

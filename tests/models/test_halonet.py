@@ -54,6 +54,8 @@ OTHERS = {
   "resnet50": 25_557_032,
   "resnet50_se": 25_719_776,
   "resnet50_se_silu": 25_719_776,
+  # Without the 16 pairs of tables, each of 21 offsets and two halves of 16.
+  "halonet50_absolute": 18_012_200,
   # Table A1: about 30 M each.
   "halonet50_layers98": 29_904_608,
   "halonet50_rv3": 32_038_712,
@@ -331,6 +333,21 @@ def test_drop_path_skips_whole_blocks_for_some_examples():
   assert (skipped != last_branch(jax.random.key(1))).any()
   # At inference nothing is dropped, and no key is needed.
   assert jnp.isfinite(model.apply(variables, images[:2])).all()
+
+
+def test_a_classifier_may_start_at_zero():
+  """HaloNet's fine-tuning (table 6) does; then all logits are the bias."""
+  fields = dict(base_width=8, depths=(1,), heads=(2,), num_classes=3)
+  images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+  for zero in (True, False):
+    model = halonet.create_model(
+      "halonet_h0", **fields, zero_init_classifier=zero
+    )
+    logits, variables = model.init_with_output(jax.random.key(0), images)
+    assert bool((logits == 0).all()) is zero
+    bias = jnp.arange(3.0)
+    variables["params"]["classifier"]["bias"] = bias
+    assert bool((model.apply(variables, images) == bias).all()) is zero
 
 
 def test_lists_are_taken_for_tuples():

@@ -101,7 +101,7 @@ def test_a_model_of_an_earlier_version_is_the_same_today(old):
   assert upgrade(fields) == fields
   name = fields.pop("name")
   later = model_fields(name).keys() - fields.keys() - {"num_classes"}
-  assert later <= {"rqk"}
+  assert later <= {"rqk", "zero_init_classifier"}
   assert create_model(name, **fields) == create_model(name)
 
 
@@ -118,11 +118,23 @@ def test_changed_fields_are_kept():
   [
     (TIMM | dict(mask_padding=True), "has mask_padding True"),
     (dict(name="halonet_h1", qk_ratio=0.5), "has qk_ratio 0.5"),
+    (
+      dict(name="halonet_h1", operators=("p", "h"), position="absolute"),
+      "position absolute was that of per_pixel alone",
+    ),
   ],
 )
 def test_models_that_are_no_more_are_named(change, words):
   with pytest.raises(ValueError, match=words):
     upgrade(OLD | change)
+
+
+def test_halos_of_an_earlier_version_had_no_absolute_positions():
+  """A field of the first version that they ignored."""
+  old = OLD | dict(name="halonet_h1", position="absolute")
+  assert upgrade(old)["position"] == "relative"
+  new = dict(name="halonet_h1", position="absolute", rqk=1.0)
+  assert upgrade(new) == new
 
 
 @pytest.mark.parametrize(

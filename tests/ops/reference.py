@@ -11,8 +11,8 @@ def blocked_local_attention(
   query,
   key,
   value,
-  relative_height,
-  relative_width,
+  relative_height=None,
+  relative_width=None,
   *,
   block_size,
   halo_size,
@@ -22,7 +22,7 @@ def blocked_local_attention(
   relative_stride=None,
   output_gradient=None,
 ):
-  """Returns the output, or the five gradients for an `output_gradient`."""
+  """Returns the output, or the gradients of what is given, for one of it."""
 
   def keys_along(axis, place):
     """Places of the keys of a query, and their rows of the table."""
@@ -37,12 +37,8 @@ def blocked_local_attention(
       place = first + (place - first) // stride * relative_stride
     return keys, block_size - 1 + halo_size + keys - place
 
-  return _attention(
-    (query, key, value, relative_height, relative_width),
-    keys_along,
-    stride,
-    output_gradient,
-  )
+  inputs = query, key, value, relative_height, relative_width
+  return _attention(inputs, keys_along, stride, output_gradient)
 
 
 def per_pixel_attention(
@@ -66,10 +62,7 @@ def per_pixel_attention(
     return keys, keys - first
 
   inputs = query, key, value, relative_height, relative_width
-  result = _attention(inputs, keys_along, 1, output_gradient)
-  if output_gradient is None:
-    return result
-  return [x for x, y in zip(result, inputs, strict=True) if y is not None]
+  return _attention(inputs, keys_along, 1, output_gradient)
 
 
 def _attention(inputs, keys_along, stride, output_gradient):
@@ -115,4 +108,6 @@ def _attention(inputs, keys_along, stride, output_gradient):
     gradients[2][at] += np.outer(weights, g)[inside]
     np.add.at(gradients[3], offset[0], dk[:, :width_h])
     np.add.at(gradients[4], offset[1], dk[:, dim - width_w :])
-  return output if output_gradient is None else gradients
+  if output_gradient is None:
+    return output
+  return [x for x, y in zip(gradients, inputs, strict=True) if y is not None]
