@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -154,23 +155,27 @@ def test_slips(sweep, words, message, tmp_path, monkeypatch):
   assert message in complaint
 
 
-def test_the_configs():
-  """Every point of every variant is possible, and the commands are right."""
-  path = ROOT / "configs" / "sweeps" / "window.py"
+SWEEPS = [
+  (path, variant)
+  for path in sorted((ROOT / "configs/sweeps").glob("*.py"))
+  for variant in runpy.run_path(str(path))["VARIANTS"]
+]
+
+
+@pytest.mark.parametrize(
+  "path, variant", SWEEPS, ids=[f"{p.name}:{v}" for p, v in SWEEPS]
+)
+def test_the_configs(path, variant):
+  """Every point of every variant is possible and has its own values."""
   text = path.read_text()
   assert "halonet" not in re.findall(r"^(?:import|from) (\w+)", text, re.M)
-  for variant, field, points in (
-    ("", "block_size", 4),
-    (":digits", "block_size", 4),
-    (":imagenet", "block_size", 36),
-    (":sasa", "window_size", 3),
-    (":sasa_imagenet", "window_size", 5),
-  ):
-    sweep = read_sweep(f"configs/sweeps/window.py{variant}")
-    assert len(sweep.points()) == points
-    for point in sweep.points():
-      value = sweep.config(point).model[field]
-      assert value == int(point.values[f"model.{field}"])
+  sweep = read_sweep(f"{path}:{variant}")
+  assert len({point.name for point in sweep.points()}) > 1
+  for point in sweep.points():
+    config = sweep.config(point)
+    for field, value in point.setting.items():
+      part, _, name = field.partition(".")
+      assert str(config[part][name]) == value
 
 
 @pytest.mark.slow

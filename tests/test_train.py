@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -322,7 +323,7 @@ def test_a_folder_of_photographs_with_all_that_a_recipe_has(
   code, output = finish(run_command(*words, devices=2))
   assert code == 0, output
   assert "Data: folder photos in" in output and "2 classes" in output
-  assert "The classifier is drawn afresh: 2 classes in place of 10" in output
+  assert "The classifier is new: 2 classes in place of 10" in output
   assert "moving averages: test accuracy" in output
   results = json.loads((workdir / "results.json").read_text())
   assert results["steps"] == 7  # 3 · 37 / 16 = 6.9
@@ -339,6 +340,72 @@ def test_a_folder_of_photographs_with_all_that_a_recipe_has(
   assert (
     json.loads((workdir / "config.json").read_text())["steps"] == "3 epochs"
   )
+
+
+def test_pre_training_then_fine_tuning_as_the_paper(photos, tmp_path, data_dir):
+  """HaloNet, table 6, with its own configs, narrow and short.
+
+  The size, the block, the halo and the classes change. The first loss is that
+  of a classifier of zeros, which finds all classes equally likely.
+  """
+  narrow = [
+    "model.base_width=16",
+    "model.depths=(1,1,1,1)",
+    "model.dtype=float32",
+    "model.batch_norm_group=0",
+    "log_every=1",
+  ]
+  pretrained = tmp_path / "pretrained"
+  code, output = finish(
+    run_command(
+      "--config=configs/imagenet/imagenet21k.py:base128_conv12",
+      f"--workdir={pretrained}",
+      *(
+        f"--config.{text}"
+        for text in (
+          *narrow,
+          "data.name=digits",
+          f"data.data_dir={data_dir}",
+          "data.test_split=test",
+          "data.image_size=64",
+          "batch_size=64",
+          "steps=12",
+          "optimizer.warmup_steps=4",
+        )
+      ),
+    )
+  )
+  assert code == 0, output
+  workdir = tmp_path / "finetuned"
+  code, output = finish(
+    run_command(
+      "--config=configs/imagenet/finetune.py:base128_conv12_384",
+      f"--workdir={workdir}",
+      *(
+        f"--config.{text}"
+        for text in (
+          *narrow,
+          "data.name=folder",
+          f"data.data_dir={photos}",
+          "data.test_split=val",
+          "data.image_size=96",
+          "batch_size=16",
+          f"init_from={pretrained}",
+        )
+      ),
+    )
+  )
+  assert code == 0, output
+  assert "The classifier is new: 2 classes in place of 10" in output
+  # 2 · (8 + 2) − 1 and 2 · (12 + 2) − 1, in stages 3 and 4.
+  assert "4 relative tables are resized from 19 to 27 rows" in output
+  found = losses(workdir)
+  assert found[1] == pytest.approx(math.log(2), abs=1e-6)
+  assert abs(found[2] - math.log(2)) > 1e-4
+  # Without moving averages: the raw figures are all there are.
+  results = json.loads((workdir / "results.json").read_text())
+  assert results["steps"] == 18  # 8 · 37 / 16 = 18.5, which is even.
+  assert "raw_test_accuracy" not in results
 
 
 def test_help_needs_no_heavy_import():

@@ -180,7 +180,7 @@ def _other_head(given, target):
     ):
       return ""
     old, new = pairs[0][0][-1], pairs[0][1][-1]
-    return f"The classifier is drawn afresh: {new} classes in place of {old}"
+    return f"The classifier is new: {new} classes in place of {old}"
   if not target:
     return "The weights' head is left out"
-  return "The head is drawn afresh: the weights have another, or none"
+  return "The head is new: the weights have another, or none"

@@ -65,7 +65,7 @@ def test_another_head_is_left_as_drawn_and_said():
     create_model("halonet_h1", **SMALL),
     create_model("halonet_h1", **SMALL | dict(num_classes=7)),
   )
-  assert notes == ["The classifier is drawn afresh: 7 classes in place of 5"]
+  assert notes == ["The classifier is new: 7 classes in place of 5"]
   for path, array in result.items():
     origin = target if "classifier" in path else source
     np.testing.assert_array_equal(array, origin[path], err_msg=path)
@@ -157,7 +157,7 @@ def test_weights_of_another_host():
   with pytest.raises(UsageError, match=r"key/kernel \(8, 2, 4\) is missing"):
     transfer(source, create_model("halonet_h1", **SMALL))
   given, own, result, notes = transfer(source, Other())
-  assert len(notes) == 1 and notes[0].startswith("The head is drawn afresh")
+  assert len(notes) == 1 and notes[0].startswith("The head is new")
   assert result.keys() == own.keys()
   for path, origin in (
     ("params/stem/kernel", given),
@@ -195,7 +195,7 @@ def test_a_run_at_another_size_with_another_block(trained, small_config):
   fresh, state, notes = initial_state(config, num_classes=4)
   assert notes == [
     f"Weights from {workdir}",
-    "The classifier is drawn afresh: 4 classes in place of 10",
+    "The classifier is new: 4 classes in place of 10",
     "4 relative tables are resized from 5 to 9 rows",
   ]
   source = flat(restore_model(str(workdir), make_mesh()).variables)
@@ -255,7 +255,7 @@ def test_timms_weights_from_a_file(weights):
   # The file has the tables of the name's block and halo; the model has not.
   result, notes = begin(path, num_classes=3)
   assert notes[1:] == [
-    "The classifier is drawn afresh: 3 classes in place of 5",
+    "The classifier is new: 3 classes in place of 5",
     "2 relative tables are resized from 23 to 11 rows",
   ]
   table = "params/stage1_block1/attention/relative_width"
