@@ -1,6 +1,7 @@
 """What the commands have in common: quiet libraries, and errors in one line."""
 
 import argparse
+import datetime
 import json
 import logging
 import os
@@ -8,7 +9,8 @@ import pathlib
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from halonet import fields
@@ -140,6 +142,28 @@ def table(
   lines = [f"| {' | '.join(map(str, cells))} |" for cells in (header, *rows)]
   rule = ["---"] * left + ["--:"] * (len(header) - left)
   return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
+
+
+def progress(items: Sequence[Any], what: str) -> Iterator[Any]:
+  """Yields the items of a long work, and says on stderr how far it is.
+
+  Args:
+    items: what there is to do.
+    what: their name in the plural.
+  """
+  started = shown = time.monotonic()
+  for number, item in enumerate(items):
+    now = time.monotonic()
+    if number and now - shown > 5:
+      shown = now
+      rate = number / (now - started)
+      eta = datetime.timedelta(seconds=round((len(items) - number) / rate))
+      print(
+        f"{number} of {len(items)} {what}, {rate:.2g} a second, ETA {eta}",
+        file=sys.stderr,
+        flush=True,
+      )
+    yield item
 
 
 def model_fields(

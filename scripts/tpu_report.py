@@ -35,7 +35,10 @@ from halonet.errors import UsageError  # noqa: E402
 PAGE = ROOT / "docs/tpu.md"
 ROWS = ROOT / "docs/tables/tpu.jsonl"
 MISSING = "not yet computed"
-HALONETS = tuple(f"h{number}" for number in range(8))
+HALONETS = {
+  f"h{number}": f"halonet_h{number} at {size}"
+  for number, size in enumerate((256, 256, 256, 320, 384, 448, 512, 600))
+}
 SLICES = ("v5e:4x4", "v3:4x4", "v6e:4x4", "v4:2x2x4", "v5p:2x2x2")
 
 
@@ -69,10 +72,11 @@ def main() -> None:
   if arguments.write:
     command.write_section(PAGE, "tpu", tables(read_rows()))
     return
-  step_cost.check_available()
   if arguments.table:
-    make_table()
+    make_table(rows())
+    print("Next: scripts/tpu_report.py --table --write")
     return
+  step_cost.check_available()
   for field in ("config", "topology"):
     if getattr(arguments, field) is None:
       raise UsageError(f"--{field} is missing; see --help")
@@ -165,9 +169,9 @@ def rows() -> list[Case]:
   # The paper does not say the size of the images.
   large = ("data.image_size=1024",)
   measured = [
-    Case("ResNet-50 at 224", resnet, v3, published="–"),
+    Case("resnet50 at 224", resnet, v3, published="–"),
     Case(
-      *("ResNet-50 at 1024", resnet, v3, "eval", 16, large),
+      *("resnet50 at 1024", resnet, v3, "eval", 16, large),
       published="409 ms (Table 5)",
     ),
   ]
@@ -178,12 +182,13 @@ def rows() -> list[Case]:
   ):
     config = f"configs/imagenet/imagenet21k.py:{name}"
     published = f"{milliseconds} ms (Table 6)"
-    measured.append(Case(f"H4 {name} at 256", config, v3, published=published))
+    name = f"halonet_h4_{name} at 256"
+    measured.append(Case(name, config, v3, published=published))
   # Cheap and dear chips alternate, so that the first rows say the most.
   return measured + [
-    Case(model, f"configs/imagenet/halonet.py:{model}", topology)
+    Case(model, f"configs/imagenet/halonet.py:{variant}", topology)
     for slices in (SLICES[:2], SLICES[2:])
-    for model in HALONETS
+    for variant, model in HALONETS.items()
     for topology in slices
   ]
 
@@ -196,15 +201,17 @@ def read_rows() -> dict[str, dict]:
   return {line["key"]: line for line in found}
 
 
-def make_table() -> None:
-  """Computes the rows that are missing and appends each to the file."""
+def make_table(cases: list[Case]) -> None:
+  """Computes the cases that are missing and appends each to the file."""
+  from halonet.tpu import step_cost
   from halonet.tpu.largest import largest_batch
   from halonet.training.config import load_config
 
+  step_cost.check_available()
   done = read_rows()
-  missing = [row for row in rows() if row.key not in done]
+  missing = [case for case in cases if case.key not in done]
   print(
-    f"{len(missing)} of {len(rows())} rows are missing in {ROWS}", flush=True
+    f"{len(missing)} of {len(cases)} rows are missing in {ROWS}", flush=True
   )
   ROWS.parent.mkdir(exist_ok=True)
   started = time.perf_counter()
@@ -230,7 +237,7 @@ def make_table() -> None:
     }
     with open(ROWS, "a") as file:
       file.write(json.dumps(line) + "\n")
-  print(f"Wrote {ROWS}\nNext: scripts/tpu_report.py --table --write")
+  print(f"Wrote {ROWS}")
 
 
 def tables(done: dict[str, dict]) -> str:
@@ -238,7 +245,7 @@ def tables(done: dict[str, dict]) -> str:
   from halonet.tpu.step_cost import topology_devices
 
   wanted = {row.key: row for row in rows()}
-  models = [row for row in wanted.values() if row.model in HALONETS]
+  models = [row for row in wanted.values() if row.model in HALONETS.values()]
   slices = sorted({row.topology for row in models})
   cells = {(row.model, row.topology): cell(done.get(row.key)) for row in models}
   header = [f"{name}, {topology_devices(name)} cores" for name in slices]
@@ -275,7 +282,12 @@ def cell(line: dict | None) -> str:
   )
   if report["per_core_batch"] != asked["per_core_batch"]:
     text += f" (**{report['per_core_batch']}** a core)"
-  return text
+  return text + note(line)
+
+
+def note(line: dict) -> str:
+  """Words what is different in a row from today's model."""
+  return f" ({line['note']})" if "note" in line else ""
 
 
 if __name__ == "__main__":

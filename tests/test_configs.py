@@ -1,9 +1,13 @@
-"""Every config: loaded, built, stepped once without computing; its commands."""
+"""Every config: loaded, built, stepped once without computing; its commands.
+
+So is every row of the papers' tables, by the command in docs/reproduce.md.
+"""
 
 import functools
 import importlib.util
 import pathlib
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +17,17 @@ import pytest
 from halonet.errors import UsageError
 from halonet.models.registry import get_entry, list_models
 from halonet.parallel import make_mesh
+from halonet.sweep.grid import read_sweep
 from halonet.tasks.task import make_task
 from halonet.training import config as config_lib
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.state import abstract_batch, abstract_state, make_init
 from halonet.training.step import make_train_step
+
+SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
+sys.path.append(str(SCRIPTS))  # Scripts import one another.
+
+import reproduce  # noqa: E402
 
 FILES = [
   "configs/digits.py",
@@ -41,6 +51,16 @@ SOURCES = [
   for path, module in MODULES.items()
   for variant in getattr(module, "VARIANTS", [""])
 ]
+TABLES = reproduce.read_tables()
+# Rows of the papers whose commands have more options than a config's argument.
+ROWS = {
+  (source, tuple(overrides))
+  for table in TABLES
+  if table.trains
+  for source, overrides in (
+    table.source(row) for row in table.rows if table.command(row)
+  )
+}
 COMMANDS = [
   command
   for module in MODULES.values()
@@ -78,21 +98,25 @@ def abstract_step(text):
 
 def what_the_step_sees(config):
   """Makes configs equal whose steps have the same shapes."""
-  config = config_lib.from_json(config_lib.to_json(config))
-  config.data.randaugment_layers = 0
-  config.data.randaugment_magnitude = 0.0
-  config.data.crop_fraction = 1.0
-  config.label_smoothing = 0.1
-  return config_lib.to_json(config)
+  seen = config_lib.load_config("configs/digits.py")
+  with seen.unlocked(), seen.ignore_type():
+    seen.model = config.model
+    seen.data.image_size = config.data.image_size
+    seen.data.image_dtype = config.data.image_dtype
+    for field in ("batch_size", "steps", "ema_decay"):
+      seen[field] = config[field]
+  return config_lib.to_json(seen)
 
 
 def shapes(tree):
   return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_step(source, fast):
-  config = config_lib.load_config(source)
+@pytest.mark.parametrize(
+  "source, overrides", sorted({(source, ()) for source in SOURCES} | ROWS)
+)
+def test_a_step(source, overrides, fast):
+  config = config_lib.load_config(source, overrides)
   assert config_lib.from_json(config_lib.to_json(config)) == config
   config = config_lib.in_steps(config, IMAGENET)
   for devices in (8, 32, 128):
@@ -109,6 +133,57 @@ def test_a_step(source, fast):
   assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
   for leaf in jax.tree.leaves(before.params):
     assert leaf.dtype == jnp.float32
+
+
+# Rows of each table and figure, as counted in the papers.
+HALONET = (
+  *(("Table 1", 4), ("Tables 2 and A2", 8), ("Table 3", 16), ("Table 4", 4)),
+  *(("Table 5", 6), ("Table 6: pre-", 5), ("Table 6: fine-", 8)),
+  *(("Table A1", 5), ("Appendix F", 1)),
+  *(("Figure 5", 2), ("Figure 6", 3), ("Figure 7", 1)),
+)
+SASA = (
+  *(("Table 1", 9), ("Table 3", 8), ("Table 4", 5), ("Table 5", 3)),
+  *(("Table 6", 2), ("Table 7", 3), ("Figure 5", 3)),
+)
+OTHERS = ("R50 in the literature", "ViT-L/16", "BiT-M")
+
+
+def test_every_row_of_the_papers_has_a_command():
+  page = (SCRIPTS.parent / "docs/reproduce.md").read_text()
+  for table in TABLES:
+    for row in table.rows:
+      run = table.command(row)
+      assert bool(run) != row.name.startswith(OTHERS), (table.name, row.name)
+      assert run is None or f"`{run}`" in page, "scripts/reproduce.py --write"
+      assert row.result, (table.name, row.name)
+  for paper, published in (("HaloNet", HALONET), ("SASA", SASA)):
+    tables = [table for table in TABLES if table.paper == paper]
+    assert len(tables) == len(published)
+    for name, rows in published:
+      (table,) = (each for each in tables if each.name.startswith(name))
+      assert len(table.rows) == rows, (paper, name)
+
+
+def test_the_sweeps_of_the_papers_figures_are_there():
+  for table in TABLES:
+    for row in table.rows:
+      if "scripts/sweep.py" in table.script:
+        source = f"{table.config}:{row.arguments}"
+        assert read_sweep(source).points(), source
+
+
+def test_a_networks_name_says_what_is_compiled():
+  load = config_lib.load_config
+  base = "configs/imagenet/finetune.py:base128_512"
+  assert reproduce.network(load(base)) == (
+    "halonet_h4_base128 at 512, block_size=16, halo_size=1"
+  )
+  # What a training draws or recomputes is no other network.
+  other = load(base, ["model.drop_path=0.3", "label_smoothing=0.0"])
+  assert reproduce.network(load(base)) == reproduce.network(other)
+  keys = [case.key for case in reproduce.cases(("v3:4x4", "v5e:4x4"))]
+  assert len(set(keys)) == len(keys) > 80
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -134,9 +209,10 @@ def test_every_file_has_a_command():
     for variant in getattr(module, "VARIANTS", []):
       if path == "configs/digits.py":
         continue  # It has a default.
-      # Of the components, a line holds the two networks' figures.
+      # A line may hold the figures of two networks.
       row = variant.removeprefix("halonet50").removeprefix("resnet50")
-      assert not row or re.search(rf"^  {row} ", module.__doc__, re.M), variant
+      line = rf"^  ({variant}|{row}) "
+      assert not row or re.search(line, module.__doc__, re.M), variant
       with pytest.raises(ValueError, match=f"'' is none of .*{variant}"):
         module.get_config()
 
@@ -153,7 +229,8 @@ def test_every_model_of_the_paper_has_a_config():
   for source in SOURCES:
     config = config_lib.load_config(source)
     trained.add(config.model.name)
-    if "imagenet" in source and "finetune" not in source:
+    # SASA's is smaller than HaloNet's, and fine-tuning takes larger ones.
+    if "imagenet" in source and not re.search("finetune|:resnet50", source):
       size = get_entry(config.model.name).image_size
       assert config.data.image_size == size, source
   families = list_models("halonet_h?"), list_models("halonet_h7_conv*")
