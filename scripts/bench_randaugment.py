@@ -3,8 +3,9 @@
   python scripts/bench_randaugment.py [--image_size=256] [--rounds=20]
 
 Two operations are applied to one photograph, drawn anew each time. The policies
-take turns in one process; the medians of the rounds are compared. "First image"
-includes the compilation, once for a policy and a size of images.
+take turns in one process; the medians of the rounds are compared. Times are
+those of the processor, over all threads: other work disturbs them less. "First
+image" includes the compilation, once for a policy and a size of images.
 """
 
 import functools
@@ -83,10 +84,10 @@ def augmented(image, policy, magnitude):
 
 
 def seconds(stream, images):
-  start = time.perf_counter()
+  start = time.process_time()
   for _ in range(images):
     next(stream)
-  return time.perf_counter() - start
+  return time.process_time() - start
 
 
 if __name__ == "__main__":
