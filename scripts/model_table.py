@@ -38,6 +38,7 @@ PUBLISHED = {
   "halonet50": ("Table 3", "18.0", "78.6, Table 3"),
   "halonet50_se": ("Table 3", "–", "78.6, Table 3"),
   "halonet50_se_silu": ("Table 3", "–", "79.0, Table 3"),
+  "halonet50_absolute": ("Appendix", "–", "77.5, appendix"),
   "halonet50_layers98": ("Table A1", "~30", "81.4, Table A1"),
   "halonet50_rv3": ("Table A1", "~30", "81.0, Table A1"),
   "halonet50_rw125": ("Table A1", "~30", "80.9, Table A1"),
