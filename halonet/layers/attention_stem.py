@@ -167,7 +167,7 @@ class MixedStem(Stem):
   def check(self, width: int) -> None:
     if width % AttentionStem.HEADS:
       raise ValueError(
-        f"base_width is {width}; the four heads of a stem of attention ask for"
+        f"the stem's width is {width}; the four heads of its attention ask for"
         " a multiple of 4"
       )
 

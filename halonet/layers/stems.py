@@ -66,7 +66,7 @@ class TieredStem(ConvStem):
   def check(self, width: int) -> None:
     if width % 8:
       raise ValueError(
-        f"base_width is {width}; the tiered stem asks for a multiple of 8"
+        f"the stem's width is {width}; the tiered one asks for a multiple of 8"
       )
 
   def convs(self, width: int) -> tuple[tuple[int, int, int, str], ...]:

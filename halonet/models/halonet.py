@@ -53,7 +53,8 @@ for _name, _operators in (
   )
 
 # Table 6: H4 with four changes (stage widths from 128, r_b = 4, four blocks in
-# stage 2, no d_f), and the block and halo of the pre-training.
+# stage 2, no d_f), and the block and halo of the pre-training. The stem keeps
+# table 2's 64 channels.
 for _name, _fields in (
   ("", {}),
   ("_patch4", dict(stem="patch4")),
@@ -62,8 +63,8 @@ for _name, _fields in (
   HALONETS[f"halonet_h4_base128{_name}"] = (
     256,
     HALONETS["halonet_h4"][1]
-    | dict(block_size=8, halo_size=2, base_width=128, rb=4.0, df=None)
-    | dict(depths=(3, 4, 12, 3))
+    | dict(block_size=8, halo_size=2, rb=4.0, df=None, depths=(3, 4, 12, 3))
+    | dict(base_width=128, stem_width=64)
     | _fields,
   )
 

@@ -89,7 +89,8 @@ class ResNet(nn.Module):
       momentum=spec.batch_norm_momentum,
       dtype=dtype,
     )
-    x = spec.stem_part(images.astype(dtype), spec.base_width, norm, activation)
+    width = spec.stem_width or spec.base_width
+    x = spec.stem_part(images.astype(dtype), width, norm, activation)
     policy = jax.checkpoint_policies.save_only_these_names(STATISTICS)
     block_class = Block
     if spec.remat == "block":

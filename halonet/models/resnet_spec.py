@@ -62,9 +62,11 @@ class ResNetSpec:
   )
   base_width: int = field(
     64,
-    "Width of the stem, and of the operators in stage 1; each further stage"
-    " doubles it.",
+    "Width of the operators in stage 1; each further stage doubles it.",
     least=1,
+  )
+  stem_width: int | None = field(
+    None, "Width of the stem; base_width if None.", least=1
   )
   rb: float = field(
     1.0, "Width of a block's output over that of its operator (r_b).", above=0
@@ -180,7 +182,7 @@ class ResNetSpec:
   def stages(self) -> tuple[tuple[BlockSpec, ...], ...]:
     """The blocks of every stage."""
     patterns = _patterns(self.operators)
-    channels = self.base_width
+    channels = self.stem_width or self.base_width
     count = itertools.count()
     stages = []
     for stage, depth in enumerate(self.depths):
@@ -319,7 +321,7 @@ def _check(spec):
       f"channel_attention is {spec.channel_attention!r}, which follows"
       f" convolutions; operators is {spec.operators}"
     )
-  spec.stem_part.check(spec.base_width)
+  spec.stem_part.check(spec.stem_width or spec.base_width)
   for block in spec.blocks:
     try:
       spec.operator(block).check(block)

@@ -52,6 +52,9 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
   fields = dict(fields)
   if fields.get("name") in _GONE:
     fields["name"] = _GONE[fields["name"]]
+  if str(fields.get("name")).startswith("halonet_h4_base128"):
+    # Before there was a width of the stem, theirs was 128.
+    fields.setdefault("stem_width", None)
   if "timm" in fields:
     fields = _from_letters(fields)
   # The operator halo has a position since it has rqk.

@@ -44,9 +44,9 @@ OTHERS = {
   "halonet_h7_conv12": 66_942_640,
   "halonet_h7_conv123": 54_535_856,
   # Table 6: 85, 85, 87 M.
-  "halonet_h4_base128": 85_189_256,
-  "halonet_h4_base128_patch4": 85_176_584,
-  "halonet_h4_base128_conv12": 87_052_776,
+  "halonet_h4_base128": 85_138_760,
+  "halonet_h4_base128_patch4": 85_132_424,
+  "halonet_h4_base128_conv12": 87_002_280,
   # Table 3: 18.0 and 25.5 M without a gate.
   "halonet50": 18_017_576,
   "halonet50_se": 18_180_320,
@@ -405,7 +405,7 @@ def test_blocks_start_as_the_identity():
     (dict(mask_padding=1), "mask_padding is 1; it must be true or false"),
     (dict(rb=float("inf")), "rb is inf; it must be a finite number"),
     (dict(stem="conv9"), "there is no stem conv9"),
-    (dict(stem="tiered", base_width=4), "base_width is 4; the tiered stem"),
+    (dict(stem="tiered", base_width=4), "the stem.s width is 4; the tiered one"),
     (dict(block_type="timm", out_widths=(8, 8, 0, 8)), "out_widths is"),
     (dict(block_type="timm", out_widths=(8,)), "one entry per stage"),
     (
