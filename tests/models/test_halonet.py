@@ -405,7 +405,10 @@ def test_blocks_start_as_the_identity():
     (dict(mask_padding=1), "mask_padding is 1; it must be true or false"),
     (dict(rb=float("inf")), "rb is inf; it must be a finite number"),
     (dict(stem="conv9"), "there is no stem conv9"),
-    (dict(stem="tiered", base_width=4), "the stem.s width is 4; the tiered one"),
+    (
+      dict(stem="tiered", base_width=4),
+      "the stem.s width is 4; the tiered one",
+    ),
     (dict(block_type="timm", out_widths=(8, 8, 0, 8)), "out_widths is"),
     (dict(block_type="timm", out_widths=(8,)), "one entry per stage"),
     (
