@@ -32,7 +32,7 @@ FLOORS = (
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 
 DOCS = (
-  "architecture attention benchmarks costs data departures imagenet models"
+  "architecture attention benchmarks costs data departures models reproduce"
   " sweeps timm tpu training"
 )
 
