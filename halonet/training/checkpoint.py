@@ -3,8 +3,8 @@
 A checkpoint is written beside its final place and then renamed, so a run that
 is killed leaves whole checkpoints only. Saving goes on in the background. It
 knows nothing of devices or processes: another number of them reads it, too.
-With several processes all of them call every method here but `scores`, `latest`
-and `best`.
+With several processes all of them call every method here but `steps`,
+`scores`, `latest` and `best`.
 
 Orbax has no checksums of arrays. The first process writes those of all files
 when every process has written its own, before the checkpoint gets its name, and
@@ -62,7 +62,7 @@ class Checkpoints:
     """Opens a directory of checkpoints.
 
     Args:
-      directory: made if it does not exist.
+      directory: made by the first save if it does not exist.
       figure: figure of the evaluation to maximise.
       keep: how many of the latest survive a save, beside the best one; None to
         read only, while another process may be writing.

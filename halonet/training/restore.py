@@ -64,5 +64,4 @@ def restore_model(
   # The optimizer's state is not read.
   init = make_init(model, optax.identity(), config, mesh)
   state = checkpoints.restore_model(step, abstract_state(init, mesh))
-  checkpoints.close()
   return TrainedModel(config, task, model, state, step)
