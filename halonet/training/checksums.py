@@ -15,8 +15,8 @@ MANIFEST = "checksums.json"
 
 # 64-bit words of a piece, as a table. An odd number of equal words does not add
 # up to zero, whatever the word.
-_ROWS, _COLUMNS = 127, 1031
-_PIECE = 8 * _ROWS * _COLUMNS  # Bytes; close to a MiB.
+_ROWS, _COLUMNS = 63, 1031
+_PIECE = 8 * _ROWS * _COLUMNS  # Bytes; it stays in a core's cache.
 
 
 def write(folder: epath.Path, skip: tuple[str, ...] = ()) -> None:
