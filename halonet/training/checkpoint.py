@@ -29,6 +29,8 @@ _LOGGER = logging.getLogger(__name__)
 # Orbax writes these when it gives a checkpoint its name. Nothing that is read
 # depends on them.
 _WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# Files of a part that it is not read from.
+_SIDECARS = ("_sharding", "commit_success.txt")
 _SCORES = "metrics"  # Orbax's name of the folder of figures, and of its file.
 
 
@@ -290,8 +292,8 @@ class Checkpoints:
       elif is_first():
         damage, strangers = checksums.compare(folder, skip=_WRITTEN_LAST)
         for name, problem in damage.items():
-          part, slash, _ = name.partition("/")
-          needed = part in parts or not slash
+          part, slash, rest = name.partition("/")
+          needed = rest not in _SIDECARS if part in parts else not slash
           (bad if needed else notes).append(f"{name} {problem}")
         notes += [f"{name} does not belong there" for name in strangers]
     for note in notes if speak else ():

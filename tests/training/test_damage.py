@@ -21,6 +21,8 @@ from tests.test_train import assert_same_run
 
 # Written when the checkpoint gets its name; nothing that is read is in them.
 WITHOUT_CHECKSUM = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# Not read with the part that they are in.
+SIDECARS = ("_sharding", "commit_success.txt")
 
 
 @pytest.fixture
