@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from halonet.errors import RunError, UsageError
 from halonet.interop import pretrained
 from halonet.parallel import replicated
+from halonet.training.checkpoint import DamagedCheckpoint
 from halonet.training.restore import restore_model
 from halonet.training.state import TrainState
 
@@ -49,7 +50,8 @@ def initial_state(
     say what was done.
 
   Raises:
-    UsageError: if there are no such weights, or they do not fit the model.
+    UsageError: if there are no such weights, if they are damaged, or if they do
+      not fit the model.
   """
   init_from = config.init_from
   try:
@@ -60,8 +62,17 @@ def initial_state(
       )
     else:
       trained = restore_model(init_from, mesh)
-      given, source = trained.variables, trained.model
+      given, source = jax.device_get(trained.variables), trained.model
+      named = traverse_util.flatten_dict(given, sep="/")
+      pretrained.check_values(named, init_from)
     variables, notes = transfer(given, state.variables, source, model)
+  except DamagedCheckpoint as error:
+    advice = "no older one is good"
+    if error.older is not None:
+      advice = f"move it away to begin with step {error.older}"
+    raise UsageError(
+      f"config.init_from is {init_from}: {error.damage}; {advice}"
+    ) from error
   except (RunError, ValueError) as error:
     reason = str(error).removeprefix("--workdir ")
     raise UsageError(f"config.init_from is {init_from}: {reason}") from error
