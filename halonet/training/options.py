@@ -177,6 +177,13 @@ FIELDS = {
     least=1,
     changeable=True,
   ),
+  "compilation_cache": Field(
+    True,
+    "Keeps compiled programs on disk for later starts: below ~/.cache/halonet,"
+    " or in a workdir on gs://. The environment variable"
+    " JAX_COMPILATION_CACHE_DIR names another folder.",
+    changeable=True,
+  ),
   "profile_steps": Field(
     (),
     "First and last step of a profiler trace, or ().",
