@@ -296,8 +296,6 @@ def _unknown_field(field, texts, source, fields):
     where = f"--config.{field}" if field in texts else source
     if field in SUCCESSORS:
       return f"{where}: the field is gone; {SUCCESSORS[field]}"
-    if field.startswith("model."):  # The other parts' fields do not help.
-      fields = [name for name in fields if name.startswith("model.")]
     return f"{where}: {unknown('field', field, fields, 'config.')}"
   changes = ", ".join(f"--config.{name}={texts[name]}" for name in parts)
   return (
