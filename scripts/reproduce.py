@@ -74,6 +74,7 @@ class Table:
   rows: tuple[Row, ...]
   script: str = "scripts/train.sh"
   overrides: str = ""
+  ours: str = "not yet measured"
 
   @property
   def trains(self) -> bool:
@@ -93,7 +94,9 @@ class Table:
     """Returns the arguments of `load_config` for a row that trains."""
     _, config, *options = shlex.split(self.command(row))
     return config.removeprefix("--config="), [
-      option.removeprefix("--config.") for option in options
+      option.removeprefix("--config.")
+      for option in options
+      if not option.startswith("--workdir=")
     ]
 
 
@@ -182,7 +185,7 @@ def page(tables: list[Table]) -> str:
 def _lines(table, done):
   header = ["row", "command", "paper", "ours"]
   costs = ["parameters", "M in the paper", "GFLOPs", "in the paper"]
-  slices = [f"{name.partition(':')[0]}, {CORES} cores" for name in SLICES]
+  slices = [f"{name.partition(':')[0]}-{CORES}" for name in SLICES]
   if table.trains:
     header[2:2] = costs
     header += slices
@@ -190,7 +193,7 @@ def _lines(table, done):
   for row in table.rows:
     run = table.command(row)
     line = [row.name, f"`{run}`" if run else NONE, row.result]
-    line.append("not yet measured" if run and table.config else NONE)
+    line.append(table.ours if run else NONE)
     if table.trains:
       parameters, gflops, *estimates = _figures(table, row, run, done)
       line[2:2] = [parameters, row.parameters, gflops, row.gflops]
@@ -232,7 +235,7 @@ def _count(name, size, model):
 
 
 def _estimate(line, images):
-  """Words memory on a core and the time of a training on `CORES` of them."""
+  """Returns memory on a core, and the time of a training on `CORES` of them."""
   if line is None:
     return tpu_report.MISSING
   report = line["report"]

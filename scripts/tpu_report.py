@@ -286,7 +286,7 @@ def cell(line: dict | None) -> str:
 
 
 def note(line: dict) -> str:
-  """Words what is different in a row from today's model."""
+  """Returns what is different in a row from today's model, in brackets."""
   return f" ({line['note']})" if "note" in line else ""
 
 

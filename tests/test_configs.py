@@ -1,6 +1,7 @@
 """Every config: loaded, built, stepped once without computing; its commands.
 
-So is every row of the papers' tables, by the command in docs/reproduce.md.
+The configs are those in the files, those of the papers' rows in
+docs/reproduce.md, and the first and the last point of every sweep.
 """
 
 import functools
@@ -52,7 +53,6 @@ SOURCES = [
   for variant in getattr(module, "VARIANTS", [""])
 ]
 TABLES = reproduce.read_tables()
-# Rows of the papers whose commands have more options than a config's argument.
 ROWS = {
   (source, tuple(overrides))
   for table in TABLES
@@ -60,6 +60,14 @@ ROWS = {
   for source, overrides in (
     table.source(row) for row in table.rows if table.command(row)
   )
+}
+POINTS = {
+  (sweep.base, tuple(sweep.overrides(point)))
+  for table in TABLES
+  for row in table.rows
+  if "scripts/sweep.py" in table.script
+  for sweep in [read_sweep(f"{table.config}:{row.arguments}")]
+  for point in (sweep.points()[0], sweep.points()[-1])
 }
 COMMANDS = [
   command
@@ -113,7 +121,8 @@ def shapes(tree):
 
 
 @pytest.mark.parametrize(
-  "source, overrides", sorted({(source, ()) for source in SOURCES} | ROWS)
+  "source, overrides",
+  sorted({(source, ()) for source in SOURCES} | ROWS | POINTS),
 )
 def test_a_step(source, overrides, fast):
   config = config_lib.load_config(source, overrides)
@@ -137,10 +146,15 @@ def test_a_step(source, overrides, fast):
 
 # Rows of each table and figure, as counted in the papers.
 HALONET = (
-  *(("Table 1", 4), ("Tables 2 and A2", 8), ("Table 3", 16), ("Table 4", 4)),
+  *(
+    ("Table 1", 4),
+    ("Tables 2 and A2, Figure 4", 8),
+    ("Table 3", 16),
+    ("Table 4", 4),
+  ),
   *(("Table 5", 6), ("Table 6: pre-", 5), ("Table 6: fine-", 8)),
   *(("Table A1", 5), ("Appendix F", 1)),
-  *(("Figure 5", 2), ("Figure 6", 3), ("Figure 7", 1)),
+  *(("Figure 5", 3), ("Figure 6", 2), ("Figure 7", 1), ("Figure 8", 11)),
 )
 SASA = (
   *(("Table 1", 9), ("Table 3", 8), ("Table 4", 5), ("Table 5", 3)),
@@ -163,14 +177,6 @@ def test_every_row_of_the_papers_has_a_command():
     for name, rows in published:
       (table,) = (each for each in tables if each.name.startswith(name))
       assert len(table.rows) == rows, (paper, name)
-
-
-def test_the_sweeps_of_the_papers_figures_are_there():
-  for table in TABLES:
-    for row in table.rows:
-      if "scripts/sweep.py" in table.script:
-        source = f"{table.config}:{row.arguments}"
-        assert read_sweep(source).points(), source
 
 
 def test_a_networks_name_says_what_is_compiled():
@@ -241,8 +247,69 @@ def test_every_model_of_the_paper_has_a_config():
   assert ours <= trained
 
 
+def recipe(source):
+  """The fields that the HaloNet paper gives, as they are in a config."""
+  config = config_lib.load_config(f"configs/imagenet/{source}")
+  data, optimizer = config.data, config.optimizer
+  assert optimizer.name == "sgd"
+  assert data.randaugment_policy == "tpu" or not data.randaugment_layers
+  return {
+    "epochs": float(config.steps.removesuffix(" epochs")),
+    "warmup": float(optimizer.warmup_steps.removesuffix(" epochs")),
+    "batch": config.batch_size,
+    "rate": optimizer.learning_rate,
+    "end": optimizer.final_learning_rate_ratio,
+    "decay": optimizer.weight_decay,
+    "smoothing": config.label_smoothing,
+    "magnitude": data.randaugment_layers and data.randaugment_magnitude,
+    "size": data.image_size,
+  }
+
+
+FAMILY = dict(epochs=350, warmup=10, batch=4096, rate=0.1, end=1 / 128)
+FAMILY |= dict(decay=2e-5, smoothing=0.1)
+STUDY = FAMILY | dict(epochs=150, size=256, end=0, smoothing=0)
+PRETRAINED = STUDY | dict(epochs=90, warmup=2, rate=0.16, decay=8e-5)
+FINETUNED = dict(epochs=8, warmup=0.5, batch=512, rate=0.016 / 2, end=0)
+FINETUNED |= dict(decay=0, smoothing=0.1, magnitude=0)
+
+
+@pytest.mark.parametrize(
+  "source, expected",
+  [
+    *(
+      (f"halonet.py:h{number}", FAMILY | dict(magnitude=magnitude, size=size))
+      for number, (magnitude, size) in enumerate(
+        zip(
+          (6, 8, 10, 14, 17, 19, 24, 31),
+          (256, 256, 256, 320, 384, 448, 512, 600),
+          strict=True,
+        )
+      )
+    ),
+    ("halonet.py:h7_conv12", FAMILY | dict(magnitude=31, size=600)),
+    ("components.py:halonet50", STUDY | dict(decay=8e-5, magnitude=0)),
+    (
+      "components.py:resnet50_ls_se_silu_ra",
+      STUDY | dict(decay=4e-5, magnitude=10, smoothing=0.1),
+    ),
+    (
+      "components.py:halonet50_rv3",
+      STUDY | dict(decay=4e-5, magnitude=10, smoothing=0.1),
+    ),
+    ("imagenet21k.py:base128", PRETRAINED | dict(magnitude=0)),
+    ("finetune.py:base128_384", FINETUNED | dict(size=384)),
+    ("finetune.py:base128_conv12_512", FINETUNED | dict(size=512)),
+    ("backbones.py:resnet101_se8", FAMILY | dict(magnitude=15, size=512)),
+  ],
+)
+def test_the_recipes_of_halonets_paper(source, expected):
+  """Sections 4.1, 4.2 and 4.5, appendices C and E."""
+  assert recipe(source) == expected
+
+
 @pytest.mark.parametrize("variant", ["resnet50", "sasa_resnet50_full"])
-def test_the_papers_recipe(variant):
+def test_the_recipe_of_sasas_paper(variant):
   """SASA, A.2: 1.6 for 4096 images, after 10 of 130 epochs."""
   config = config_lib.load_config(f"configs/imagenet/sasa.py:{variant}")
   assert config.batch_size == 4096 == 128 * config.model.batch_norm_group

@@ -404,7 +404,7 @@ def test_pre_training_then_fine_tuning_as_the_paper(photos, tmp_path, data_dir):
   assert abs(found[2] - math.log(2)) > 1e-4
   # Without moving averages: the raw figures are all there are.
   results = json.loads((workdir / "results.json").read_text())
-  assert results["steps"] == 18  # 8 · 37 / 16 = 18.5, which is even.
+  assert results["steps"] == 18  # 8 · 37 / 16 = 18.5, rounded to even.
   assert "raw_test_accuracy" not in results
 
 

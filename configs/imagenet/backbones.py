@@ -5,8 +5,9 @@ r"""Backbones of the detectors in table 5 of the paper, on ImageNet.
     --config.data.data_dir=gs://BUCKET/tfds
 
 with any of these in place of resnet50_se8. Squeeze-and-excitation, an eighth as
-wide, follows every convolution; local attention takes the place of the last
-stage's three. The paper gives no accuracy on ImageNet. Ours: not yet measured.
+wide, follows the 3×3 convolution of a block; local attention takes the place of
+the last stage's three. The paper gives no accuracy on ImageNet. Ours: not yet
+measured.
 
   resnet50_se8           table 5, row 2
   resnet50_se8_halo_b8   row 3: blocks of 8, halos of 3
@@ -19,8 +20,8 @@ devices add --config.accumulation_steps=128/N.
 
 The recipe is the paper's (HaloNet, Vaswani et al., CVPR 2021, section 4.6 and
 appendix C.4): that of configs/imagenet/halonet.py but for the size, the
-magnitude and the stochastic depth. What it leaves open is said beside each
-value, as there.
+magnitude, the stochastic depth, and dropout, which it does not name here. What
+it leaves open is said beside each value, as there.
 """
 
 import ml_collections

@@ -70,6 +70,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         learning_rate=0.008,  # 0.016 for 512 images.
         warmup_steps="0.5 epochs",  # A cosine follows.
         momentum=0.9,  # Our choice.
+        # Our reading: "other regularisations" are excluded here.
         weight_decay=0.0,
       ),
       label_smoothing=0.1,

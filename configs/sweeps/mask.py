@@ -1,4 +1,4 @@
-r"""With a 7×7 window around each pixel, and without: Figure 6 of the paper.
+r"""With a 7×7 window around each pixel, and without: Figure 5 of the paper.
 
   python scripts/sweep.py --config=configs/sweeps/mask.py:halonet50_ls \
     --workdir=gs://BUCKET/mask_ls --storage=URL \

@@ -13,7 +13,7 @@ is done and little of the paper's question: the maps are 8×8 and 4×4 pixels.
 is the paper's question, on ImageNet. Not yet run. The model and the recipe are
 the paper's, the first row of its table 3. The text of the paper names only some
 of the figure's points, such as (4, 1) and (8, 0); blocks of 4, 8 and 16 and
-halos of 0 to 4 are our choice. Each of the 12 trials is a training of 150
+halos of 0 to 4 are our choice. Each of the 15 trials is a training of 150
 epochs. A TPU VM of one host trains one of them at a time; the same command on
 more of them shares them.
 
@@ -50,7 +50,7 @@ _WINDOW = {
   "imagenet": dict(
     base="configs/imagenet/components.py:halonet50",
     set={},
-    grid={"model.block_size": (4, 8, 16), "model.halo_size": (0, 1, 2, 4)},
+    grid={"model.block_size": (4, 8, 16), "model.halo_size": (0, 1, 2, 3, 4)},
     seeds=(0,),
   ),
   "sasa": dict(

@@ -143,11 +143,11 @@ def apply(
 
 # An operation with its argument at magnitude 0, and at `FULL_MAGNITUDE` in both
 # directions. Operations of one direction repeat it.
-Row = tuple[Callable[..., tf.Tensor], float, float, float]
+Operation = tuple[Callable[..., tf.Tensor], float, float, float]
 
 # The 14 operations of the paper. The ranges are those of AutoAugment (Cubuk et
 # al. 2019, table 6).
-OPERATIONS: dict[str, Row] = {
+OPERATIONS: dict[str, Operation] = {
   "identity": (lambda pixels, _: tf.identity(pixels), 0, 0, 0),
   "autocontrast": (do.autocontrast, 0, 0, 0),
   "equalize": (do.equalize, 0, 0, 0),
@@ -166,7 +166,7 @@ OPERATIONS: dict[str, Row] = {
 
 # The 16 operations of the TPU reference models. Solarize and Posterize change
 # less as the magnitude grows, and the blends are weakest at 5.
-TPU_OPERATIONS: dict[str, Row] = {
+TPU_OPERATIONS: dict[str, Operation] = {
   "autocontrast": (do.autocontrast, 0, 0, 0),
   "equalize": (do.equalize, 0, 0, 0),
   "invert": (do.invert, 0, 0, 0),
@@ -197,7 +197,7 @@ class Policy(NamedTuple):
       original's Python does.
   """
 
-  operations: dict[str, Row]
+  operations: dict[str, Operation]
   most: float
   whole: tuple[str, ...]
   dtype: Any

@@ -1,7 +1,7 @@
 """RandAugment's operations on pixels; `randaugment.py` draws them.
 
 Each gives the same bits as Pillow where Pillow has it. Every operation takes
-the pixels of an image, int32 `[height, width]`, and one number, which four
+the pixels of an image, int32 `[height, width]`, and one number, which three
 ignore, and returns pixels. Cutout also takes a place. A pixel is red + 256
 green + 65536 blue, because processors compute on many such numbers at once, but
 not on groups of three bytes.

@@ -119,7 +119,7 @@ class EverySqueezeExcite(ConvSqueezeExcite):
 
 @dataclasses.dataclass(frozen=True)
 class LastSqueezeExcite(EverySqueezeExcite):
-  """The gate "se_last", as in SE-ResNet."""
+  """The gate "se_last", as in SE-ResNet; earlier versions' models have it."""
 
   place = "end"
 

@@ -61,7 +61,7 @@ class HaloAttention(nn.Module):
       column, added to the input, and so to queries, keys and values; or "none".
     mask_padding: leaves keys beyond the border out of the softmax.
     mask_window: lets a query see only keys at most `halo_size` pixels away, as
-      SASA does (figure 6).
+      SASA does (figure 5).
     implementation: form of the attention; see `blocked_local_attention`.
     dtype: of the computation; parameters are float32.
 
@@ -237,7 +237,7 @@ class Halo(Valued, Blocked):
   mask_window: bool = field(
     False,
     "Lets a query see only keys at most halo_size pixels away, as in HaloNet's"
-    " comparison with SASA (figure 6).",
+    " comparison with SASA (figure 5).",
   )
 
   def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:

@@ -45,8 +45,8 @@ class PerPixelAttention(nn.Module):
     qk_features: see `HaloAttention`.
     value_features: see `HaloAttention`.
     stride: of the average pool, which has the same size; 1: none.
-    position: see `HaloAttention`. To what the absolute ones of table 5 are
-      added, SASA does not say; HaloNet does.
+    position: see `HaloAttention`; table 5. SASA does not say what absolute
+      positions are added to.
     content: whether keys take part. If not, the logits come from the query and
       the relative positions alone (table 6).
     mask_padding: leaves keys beyond the border out of the softmax.

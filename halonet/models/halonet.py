@@ -89,7 +89,7 @@ for _name, _fields in (
   # ResNet-101 adds its layers to stage 3, too.
   ("_layers98", _ALL | dict(depths=(3, 4, 22, 3))),
   ("_rv3", _ALL | dict(rv=3.0)),
-  ("_rw125", _ALL | dict(base_width=80, heads=(5, 10, 20, 40))),
+  ("_rw125", _ALL | dict(base_width=80, stem_width=64, heads=(5, 10, 20, 40))),
   ("_rb65", _ALL | dict(rb=6.5)),
   ("_rqk65", _ALL | dict(rqk=6.5)),
 ):

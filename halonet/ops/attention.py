@@ -68,7 +68,7 @@ def blocked_local_attention(
       If not, they take part as zero vectors, with their relative logit.
     mask_window: whether a query sees only keys at most `halo_size` rows and
       columns away: a window of 2·halo_size + 1 pixels around each query, as in
-      SASA (HaloNet, figure 6), at the cost of the whole neighbourhood.
+      SASA (HaloNet, figure 5), at the cost of the whole neighbourhood.
     relative_stride: pixels between neighbouring queries as the relative
       offsets count them: `stride`, unless weights were trained otherwise.
     implementation: "xla", operations that XLA fuses, the only form with
