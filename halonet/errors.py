@@ -19,11 +19,15 @@ class UsageError(RunError):
 def unknown(
   kind: str, name: str, known: Iterable[str], prefix: str = ""
 ) -> str:
-  """Words a wrong name: the nearest known one, then all of them.
+  """Words a wrong name: the nearest known one, then those of its section.
 
-  `prefix` is put before the names that are offered.
+  A section is what stands before the last dot. `prefix` is put before the names
+  that are offered.
   """
   known = sorted(known)
   near = difflib.get_close_matches(name, known, n=1)
   hint = f"did you mean {prefix}{near[0]}? " if near else ""
-  return f"there is no {kind} {prefix}{name}; {hint}known: " + ", ".join(known)
+  section = name.rpartition(".")[0]
+  beside = [each for each in known if each.rpartition(".")[0] == section]
+  listed = ", ".join(beside or known)
+  return f"there is no {kind} {prefix}{name}; {hint}known: {listed}"

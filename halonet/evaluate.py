@@ -14,6 +14,7 @@ def main() -> None:
   distributed.add_arguments(parser)
   arguments = parser.parse_args()
 
+  from halonet.compilation import keep_programs
   from halonet.data import sources
   from halonet.parallel import DATA, make_mesh
   from halonet.training.config import check_devices
@@ -23,6 +24,7 @@ def main() -> None:
   from halonet.training.step import make_eval_step
 
   distributed.initialize(arguments)
+  keep_programs(arguments.workdir)
   mesh = make_mesh()
   run = restore_model(arguments.workdir, mesh, arguments.step)
   data = run.config.data

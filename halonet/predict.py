@@ -56,9 +56,11 @@ def main() -> None:
       raise UsageError(f"--attention: there is no folder {picture.parent}")
 
   from halonet import inference, pictures
+  from halonet.compilation import keep_programs
   from halonet.data.images import read_image
 
   images = [read_image(path) for path in arguments.images]
+  keep_programs(arguments.workdir)
   if arguments.model is not None:
     predictor = inference.of_published(arguments.model, arguments.weights)
   else:

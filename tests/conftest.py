@@ -12,6 +12,10 @@ import tempfile
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Programs of this process are not kept; those of `run_command` are.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+_CACHE = tempfile.TemporaryDirectory(prefix="compiled")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 
 import jax
 
@@ -166,17 +170,18 @@ def small_overrides(data_dir):
   ]
 
 
-# Runs of the same config compile only once.
-_CACHE = tempfile.TemporaryDirectory(prefix="compiled")
+def run_command(*arguments, devices=1, **variables):
+  """Starts training in another process, whose output is read by line.
 
-
-def run_command(*arguments, devices=1):
-  """Starts training in another process, whose output is read by line."""
+  Runs of the same config compile only once, unless `variables` of the
+  environment say otherwise.
+  """
   environment = os.environ | {
     "JAX_NUM_CPU_DEVICES": str(devices),
-    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "PYTHONUNBUFFERED": "1",
+    **variables,
   }
   return subprocess.Popen(
     [sys.executable, "-m", "halonet.train", *arguments],

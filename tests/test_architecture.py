@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A file may import its own floor and the floors below it. The lowest is first;
 # a name is a folder or a file of halonet/.
 FLOORS = (
-  "errors chips fields command signals",
+  "errors chips fields command signals compilation",
   "parallel distributed",
   "ops",
   "layers",

@@ -408,6 +408,36 @@ def test_pre_training_then_fine_tuning_as_the_paper(photos, tmp_path, data_dir):
   assert "raw_test_accuracy" not in results
 
 
+def test_a_later_start_compiles_nothing(tmp_path, data_dir):
+  """Also after the cache was damaged; then it compiles, and says why."""
+  caches = tmp_path / "caches"
+
+  def run(name, *overrides):
+    short = ["steps=2", "optimizer.warmup_steps=1", *overrides]
+    words = arguments(data_dir, tmp_path / name, *short)
+    variables = {"XDG_CACHE_HOME": str(caches), "JAX_COMPILATION_CACHE_DIR": ""}
+    code, output = finish(run_command(*words, **variables))
+    assert code == 0, output
+    return output
+
+  assert f"Compiled programs are kept in {caches}/halonet" in run("first")
+  folder = caches / "halonet" / "compiled"
+  kept = {path: path.read_bytes() for path in folder.glob("*-cache")}
+  assert kept
+  run("second")
+  assert {path: path.read_bytes() for path in folder.glob("*-cache")} == kept
+  for path, content in kept.items():
+    middle = len(content) // 2
+    damaged = bytes([content[middle] ^ 4])
+    path.write_bytes(content[:middle] + damaged + content[middle + 1 :])
+  assert "Error reading persistent compilation cache entry" in run("third")
+  runs = [losses(tmp_path / name) for name in ("first", "second", "third")]
+  assert runs[0] == runs[1] == runs[2]
+  shutil.rmtree(caches)
+  assert "are kept" not in run("fourth", "compilation_cache=false")
+  assert not (caches / "halonet").exists()
+
+
 def test_help_needs_no_heavy_import():
   code = (
     "import sys; sys.argv = ['train', '--help']\n"

@@ -9,13 +9,9 @@ def check_blocked(
   query, key, value, tables, block_size, halo_size, stride, relative_stride
 ):
   """Raises ValueError unless `blocked_local_attention` can take these."""
-  for name, size, least in (
-    ("block_size", block_size, 1),
-    ("halo_size", halo_size, 0),
-    ("stride", stride, 1),
-  ):
-    if size < least:
-      raise ValueError(f"{name} is {size}; it must be at least {least}")
+  check_count("block_size", block_size)
+  check_count("halo_size", halo_size, least=0)
+  check_count("stride", stride)
   if relative_stride is not None and not 1 <= relative_stride <= stride:
     raise ValueError(
       f"relative_stride is {relative_stride}; it must be from 1 to the stride,"
@@ -30,11 +26,11 @@ def check_blocked(
   check_tables(query, tables, offsets, asked)
 
 
-def check_count(name, value):
-  """Raises ValueError unless the value is a whole number of at least 1."""
-  if not isinstance(value, numbers.Integral) or value < 1:
+def check_count(name, value, least=1):
+  """Raises ValueError unless a whole number is at least `least`."""
+  if not isinstance(value, numbers.Integral) or value < least:
     raise ValueError(
-      f"{name} is {value}; it must be a whole number of at least 1"
+      f"{name} is {value}; it must be a whole number of at least {least}"
     )
 
 

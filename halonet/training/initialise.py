@@ -6,7 +6,6 @@ all else must fit, so that no part is silently left as it was drawn.
 """
 
 import collections
-import re
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from halonet.errors import RunError, UsageError
 from halonet.interop import pretrained
 from halonet.parallel import replicated
 from halonet.training.checkpoint import DamagedCheckpoint
+from halonet.training.origin import is_timm
 from halonet.training.restore import restore_model
 from halonet.training.state import TrainState
 
@@ -55,7 +55,7 @@ def initial_state(
   """
   init_from = config.init_from
   try:
-    if init_from == "timm" or re.match(r"hf-hub:|.*\.safetensors$", init_from):
+    if is_timm(init_from):
       fields = config.model.to_dict()
       source, given = pretrained.load_as_saved(
         fields.pop("name"), None if init_from == "timm" else init_from, **fields

@@ -12,6 +12,7 @@ import numpy as np
 from clu import parameter_overview
 
 from halonet.chips import find_chip
+from halonet.compilation import keep_programs
 from halonet.cost import model as model_cost
 from halonet.data import pipeline, sources
 from halonet.errors import RunError
@@ -87,6 +88,8 @@ def train(
     workdir.check_data(data)
     task = make_task(config, make_task(config).describe(source))
     workdir.check_metadata(task.metadata)
+    if config.compilation_cache:
+      say(keep_programs(workdir_path))
     for change in changed:
       say(f"Changed since this run began: config.{change}")
     in_steps = config_lib.in_steps(config, train_split.size)

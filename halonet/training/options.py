@@ -34,6 +34,12 @@ FIELDS = {
     kind=str | None,
     example="runs/pretrained",
   ),
+  "like_weights": Field(
+    False,
+    "Takes from init_from what the config does not set: how images are prepared"
+    " (image_size, mean, std, crop_fraction, interpolation), and from a run its"
+    " model, too.",
+  ),
   "data.name": Field(
     "digits",
     'Name of a TFDS data set or of a registered source. "folder" reads a'
@@ -175,6 +181,13 @@ FIELDS = {
     3,
     "Latest checkpoints to keep, beside the best one that was evaluated.",
     least=1,
+    changeable=True,
+  ),
+  "compilation_cache": Field(
+    True,
+    "Keeps compiled programs on disk for later starts: below ~/.cache/halonet,"
+    " or in a workdir on gs://. The environment variable"
+    " JAX_COMPILATION_CACHE_DIR names another folder.",
     changeable=True,
   ),
   "profile_steps": Field(
