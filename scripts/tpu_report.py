@@ -250,7 +250,8 @@ def tables(done: dict[str, dict]) -> str:
   cells = {(row.model, row.topology): cell(done.get(row.key)) for row in models}
   header = [f"{name}, {topology_devices(name)} cores" for name in slices]
   sizes = [
-    (model, *(cells[model, name] for name in slices)) for model in HALONETS
+    (variant, *(cells[model, name] for name in slices))
+    for variant, model in HALONETS.items()
   ]
   times = []
   for row in wanted.values():

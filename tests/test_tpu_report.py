@@ -141,8 +141,9 @@ def test_the_table_goes_on_where_it_was(
 ):
   # The stand-in for the compiler needs none to be installed.
   monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.3")
-  monkeypatch.setattr(script, "HALONETS", ("h0", "h1"))
-  rows = [row for row in script.rows() if row.model in script.HALONETS]
+  names = {variant: script.HALONETS[variant] for variant in ("h0", "h1")}
+  monkeypatch.setattr(script, "HALONETS", names)
+  rows = [row for row in script.rows() if row.model in names.values()]
   monkeypatch.setattr(script, "rows", lambda: rows)
   monkeypatch.setattr(script, "ROWS", tmp_path / "rows" / "tpu.jsonl")
   monkeypatch.setattr(script, "PAGE", tmp_path / "tpu.md")
@@ -160,12 +161,14 @@ def test_the_table_goes_on_where_it_was(
   assert "1 of 10 rows are missing" in printed
   assert {name for name, *_ in compiler} == {"halonet_h1"}
   assert script.ROWS.read_text().splitlines() == computed
-  script.ROWS.write_text("\n".join(computed[:9]) + "\n")
+  marked = json.loads(computed[0]) | {"note": "an older one"}
+  script.ROWS.write_text("\n".join([json.dumps(marked), *computed[1:9]]) + "\n")
   code, _, _ = run_main(script.main, "--table", "--write")
   page = script.PAGE.read_text()
   assert page.startswith("Before\n") and page.endswith("After\n")
   h0, h1 = (line for line in page.splitlines() if line.startswith("| h"))
   assert h0.count("14.0 GiB, 280 ms (**28** a core)") == 5
+  assert h0.count("(an older one)") == 1
   assert h1.count("not yet computed") == 1
 
 
