@@ -25,7 +25,8 @@ FLOORS = (
   "training",
   "tpu",
   "inference pictures",
-  "train evaluate predict",
+  "serving",
+  "train evaluate predict export",
   "sweep",  # It runs the command train in a child process.
   "__init__",
 )
@@ -33,7 +34,7 @@ FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 
 DOCS = (
   "architecture attention benchmarks costs data departures models reproduce"
-  " sweeps timm tpu training"
+  " recipes sweeps timm tpu training"
 )
 
 

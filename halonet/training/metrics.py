@@ -3,7 +3,8 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from clu import metric_writers
 from etils import epath
@@ -12,9 +13,21 @@ from halonet.errors import UsageError
 from halonet.training import processes
 from halonet.training.workdir import Workdir
 
+_TRACKERS: list[Callable[[str], Any]] = []
+
+
+def register_writer(make: Callable[[str], Any]) -> None:
+  """Adds a tracker to which every run of this process also writes its figures.
+
+  Args:
+    make: function from the workdir's path to a writer as clu has them, of which
+      `write_scalars(step, scalars)` and `close()` are called, in process 0.
+  """
+  _TRACKERS.append(make)
+
 
 class MetricWriter:
-  """Writes scalars to `metrics.jsonl` and for TensorBoard."""
+  """Writes scalars to `metrics.jsonl`, for TensorBoard and to all trackers."""
 
   def __init__(self, workdir: Workdir, step: int):
     """Opens both, for a run that goes on after `step` steps.
@@ -30,10 +43,14 @@ class MetricWriter:
       draft.write_text("".join(self._lines))
       draft.replace(self._path)
       self._file = open(self._path, "a")  # noqa: SIM115  See close.
-    self._tensorboard = metric_writers.SummaryWriter(str(workdir.tensorboard))
+    self._writers = [
+      metric_writers.SummaryWriter(str(workdir.tensorboard)),
+      *(make(str(workdir.path)) for make in _TRACKERS),
+    ]
 
   def write(self, step: int, **scalars: float) -> None:
-    self._tensorboard.write_scalars(step, scalars)
+    for writer in self._writers:
+      writer.write_scalars(step, scalars)
     line = json.dumps({"step": step, **scalars}) + "\n"
     if self._is_local:
       self._file.write(line)
@@ -43,7 +60,8 @@ class MetricWriter:
       self._path.write_text("".join(self._lines))
 
   def close(self) -> None:
-    self._tensorboard.close()
+    for writer in self._writers:
+      writer.close()
     if self._is_local:
       self._file.close()
 

@@ -29,6 +29,27 @@ def test_lines_and_tensorboard_are_written(tmp_path, is_local):
   assert b"accuracy" in events.read_bytes()
 
 
+def test_a_tracker_gets_the_same_figures(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics, "_TRACKERS", [])
+  told = []
+
+  class Tracker:
+    def __init__(self, workdir):
+      told.append(workdir)
+
+    def write_scalars(self, step, scalars):
+      told.append((step, scalars))
+
+    def close(self):
+      told.append("closed")
+
+  metrics.register_writer(Tracker)
+  writer = metrics.MetricWriter(Workdir(str(tmp_path)), 0)
+  writer.write(1, loss=2.5)
+  writer.close()
+  assert told == [str(tmp_path), (1, {"loss": 2.5}), "closed"]
+
+
 @pytest.mark.parametrize("is_local", [True, False])
 def test_going_on_drops_what_will_be_written_again(tmp_path, is_local):
   workdir = Workdir(str(tmp_path))

@@ -1,0 +1,110 @@
+"""Trained models as programs of their own, by `jax.export`."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from halonet.errors import UsageError, unknown
+from halonet.interop.pretrained import (
+  PRETRAINED,
+  imagenet_classes,
+  load_preprocessing,
+  load_pretrained,
+)
+from halonet.ops import dispatch
+from halonet.parallel import make_mesh
+from halonet.training.restore import restore_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A model with its weights, from pixels to outputs.
+
+  Attributes:
+    apply: function from uint8 `[n, size, size, 3]` to outputs.
+    description: what its user has to know, for JSON; `image_size` among it.
+  """
+
+  apply: Callable[[jax.Array], Any]
+  description: dict[str, Any]
+
+
+def of_run(workdir: str, step: int | None = None) -> Network:
+  """Returns the model of a training run; errors as for `restore_model`."""
+  run = restore_model(workdir, make_mesh(jax.local_devices()[:1]), step)
+  data = run.config.data
+  description = {
+    **run.task.metadata,
+    "model": run.config.model.name,
+    "step": int(run.step),
+    "image_size": data.image_size,
+    "crop": f"The central square whose side is {data.crop_fraction:g} of the"
+    f" shorter side, resized to {data.image_size} pixels,"
+    f" {data.interpolation}.",
+  }
+  apply = _from_pixels(
+    run.model, run.variables, data.mean, data.std, data.image_dtype
+  )
+  return Network(apply, description)
+
+
+def of_published(name: str, source: str | None = None) -> Network:
+  """Returns one of timm's models; arguments as for `load_pretrained`.
+
+  Raises:
+    UsageError: if there is none of that name, or the weights do not fit.
+  """
+  if name not in PRETRAINED:
+    raise UsageError(f"--model: {unknown('published model', name, PRETRAINED)}")
+  try:
+    model, variables = load_pretrained(name, source)
+  except ValueError as error:
+    raise UsageError(f"--weights: {error}") from None
+  expected = load_preprocessing(name, source)
+  size = expected.image_size
+  description = {
+    "labels": imagenet_classes(),
+    "model": name,
+    "image_size": size,
+    "crop": f"The shorter side resized to {int(size / expected.crop)} pixels,"
+    f" {expected.interpolation}; then the central square of {size}.",
+  }
+  apply = _from_pixels(model, variables, expected.mean, expected.std, "float32")
+  return Network(apply, description)
+
+
+def export(network: Network, platforms: Sequence[str]) -> bytes:
+  """Lowers a network for any number of images.
+
+  The attention takes a form without kernels, which every platform can run.
+
+  Args:
+    network: what to lower.
+    platforms: names of JAX's platforms.
+
+  Returns:
+    What `jax.export.deserialize` reads.
+  """
+  size = network.description["image_size"]
+  (number,) = jax_export.symbolic_shape("n")
+  images = jax.ShapeDtypeStruct((number, size, size, 3), jnp.uint8)
+  with dispatch.implementation("xla_chunked"):
+    lower = jax_export.export(jax.jit(network.apply), platforms=platforms)
+    return bytes(lower(images).serialize())
+
+
+def _from_pixels(model, variables, mean, std, dtype):
+  variables = jax.tree.map(np.asarray, variables)
+  mean = 255 * np.array(mean, np.float32)
+  scale = 1 / (255 * np.array(std, np.float32))
+
+  def apply(images):
+    inputs = ((images.astype(jnp.float32) - mean) * scale).astype(dtype)
+    return model.apply(variables, inputs.astype(jnp.float32))
+
+  return apply
