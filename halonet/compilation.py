@@ -28,7 +28,9 @@ def keep_programs(workdir: str | None = None) -> str:
     if workdir and "://" in workdir:
       folder = f"{workdir}/compiled"
     else:
-      caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+      caches = (
+        os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+      )
       folder = str(pathlib.Path(caches) / "halonet" / "compiled")
       jax.config.update("jax_compilation_cache_max_size", _BYTES)
     try:

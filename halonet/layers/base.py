@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_WIDTH, field
 from halonet.layers.layouts import Entries, Shapes, norm, same
 
 Norm = Callable[..., nn.Module]  # Makes a norm, given its `name`.
@@ -148,6 +148,7 @@ class Attention(Operator):
     (4, 8, 8, 8),
     "Attention heads of each stage. The default is that of HaloNet's H0 to H7.",
     least=1,
+    most=MOST_WIDTH,
   )
 
   def widths(self, block: Site) -> tuple[int, int]:
@@ -167,8 +168,13 @@ class Attention(Operator):
     )
 
   def check(self, block: Site) -> None:
-    heads = self.heads[block.stage]
-    check_heads(heads, *self.widths(block), self.half_tables)
+    heads, widths = self.heads[block.stage], self.widths(block)
+    if max(widths) > MOST_WIDTH:
+      raise ValueError(
+        f"queries and values have {' and '.join(map(str, widths))} channels;"
+        f" there may be at most {MOST_WIDTH}"
+      )
+    check_heads(heads, *widths, self.half_tables)
 
   def dead_rows(self) -> int:
     """Returns how many first rows of a relative table meet no key."""

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_SIDE, field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Attention,
@@ -84,6 +84,7 @@ class Global(Attention):
     "Side of the maps that the tables of global attention are made for; for"
     " other maps they are resized.",
     least=1,
+    most=MOST_SIDE,
   )
 
   def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:

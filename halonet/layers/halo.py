@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_RATIO, MOST_SIDE, field
 from halonet.layers.base import (
   Attention,
   Norm,
@@ -173,8 +173,20 @@ def sow_attention(
 class Blocked(Attention):
   """Fields of all attention in blocks."""
 
-  block_size: int = field(8, "Side of an attention block in pixels.", least=1)
-  halo_size: int = field(3, "Width of the halo in pixels.", least=0)
+  block_size: int = field(
+    8,
+    "Side of an attention block in pixels.",
+    least=1,
+    most=MOST_SIDE,
+    sides=2,  # Most of a larger block would be padding.
+  )
+  halo_size: int = field(
+    3,
+    "Width of the halo in pixels.",
+    least=0,
+    most=MOST_SIDE,
+    sides=1,  # From every block it then sees the whole image.
+  )
   attention_implementation: str = field(
     "auto",
     "Form of the attention. It changes no parameter; docs/attention.md"
@@ -200,9 +212,13 @@ class Valued(Attention):
     1.0,
     "Width of the queries and keys over that of the block (r_qk).",
     above=0,
+    most=MOST_RATIO,
   )
   rv: float = field(
-    1.0, "Width of the values over that of the block (r_v).", above=0
+    1.0,
+    "Width of the values over that of the block (r_v).",
+    above=0,
+    most=MOST_RATIO,
   )
   position: str = field(
     "relative",

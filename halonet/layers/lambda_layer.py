@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_WIDTH, field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Attention,
@@ -85,10 +85,14 @@ class Lambda(Attention):
   half_tables = False
 
   lambda_window: int = field(
-    9, "Side of the window of the position lambdas in pixels; odd.", least=1
+    9,
+    "Side of the window of the position lambdas in pixels; odd.",
+    least=1,
+    most=2047,  # The kernel has as many rows and columns.
+    sides=2,  # From every pixel it then sees the whole image.
   )
   lambda_depth: int = field(
-    16, "Width of a head's queries, and of the keys.", least=1
+    16, "Width of a head's queries, and of the keys.", least=1, most=MOST_WIDTH
   )
 
   def window(self) -> int:

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_SIDE, field
 from halonet.layers.base import (
   Norm,
   Site,
@@ -107,7 +107,11 @@ class PerPixel(Valued):
   """The operator "per_pixel"."""
 
   window_size: int = field(
-    7, "Side of the window of per-pixel attention in pixels (k).", least=1
+    7,
+    "Side of the window of per-pixel attention in pixels (k).",
+    least=1,
+    most=MOST_SIDE,
+    sides=2,  # From every pixel it then sees the whole image.
   )
   content: bool = field(
     True,

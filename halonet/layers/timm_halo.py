@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_RATIO, MOST_WIDTH, field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Norm,
@@ -97,9 +97,13 @@ class TimmHalo(Blocked):
     "Width of queries and keys over the block's width, rounded to a multiple of"
     " eight per head.",
     above=0,
+    most=MOST_RATIO,
   )
   qk_head_dim: int | None = field(
-    None, "Width of a head's queries, in place of qk_ratio.", least=1
+    None,
+    "Width of a head's queries, in place of qk_ratio.",
+    least=1,
+    most=MOST_WIDTH,
   )
 
   def widths(self, block: Site) -> tuple[int, int]:
