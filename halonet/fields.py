@@ -147,6 +147,14 @@ def field(default: Any, help: str = "", **description: Any) -> Any:
   )
 
 
+def check_option(name: str, value: int, most: int) -> None:
+  """Raises UsageError unless an option of a command is from 1 to `most`."""
+  try:
+    Field(1, least=1, most=most).check(f"--{name}", value)
+  except ValueError as error:
+    raise UsageError(str(error)) from None
+
+
 def fields_of(cls: type) -> dict[str, Field]:
   """Returns the described fields of a dataclass by name.
 
