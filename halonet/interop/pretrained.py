@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ _HUB = "hf-hub:"
 _IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
+
+# Names of running variances: timm's and ours.
+_VARIANCE = r"\.running_var$|^batch_stats/(.*/)?var$"
 
 # Fields that decide how many rows relative tables have.
 _TABLE_FIELDS = ("block_size", "halo_size", "global_size", "lambda_window")
@@ -82,7 +87,8 @@ def load_pretrained(
     The model and its variables, `model.apply(variables, images)`.
 
   Raises:
-    UsageError: if the weights cannot be found or read.
+    UsageError: if the weights cannot be found or read, or hold NaN, infinity or
+      a negative running variance.
     ValueError: if there is no such model, or the weights are not its own; it
       lists all that is missing, unexpected or of the wrong shape.
   """
@@ -158,7 +164,7 @@ def read_state_dict(source: str) -> dict[str, np.ndarray]:
   """Reads a state dict from a file or the hub; see `load_pretrained`.
 
   Raises:
-    UsageError: if it cannot be found or read.
+    UsageError: if it cannot be found or read, or holds impossible values.
   """
   if source.startswith(_HUB):
     path = _fetch(source.removeprefix(_HUB), "model.safetensors")
@@ -262,6 +268,34 @@ def load_preprocessing(name: str, source: str | None = None) -> Preprocessing:
   return preprocessing
 
 
+def check_values(
+  arrays: Mapping[str, np.ndarray], source: str | pathlib.Path
+) -> None:
+  """Refuses weights that no training can have left on purpose.
+
+  Args:
+    arrays: by name, in the words of timm or of our own variables.
+    source: where they are from, for the message.
+
+  Raises:
+    UsageError: that names the first array with NaN or infinity, or with a
+      running variance below 0.
+  """
+  for name, array in arrays.items():
+    problem = None
+    if np.isnan(array).any():
+      problem = "holds NaN"
+    elif np.isinf(array).any():
+      problem = "holds infinity"
+    elif re.search(_VARIANCE, name) and (array < 0).any():
+      problem = "is a running variance, and holds values below 0"
+    if problem:
+      raise UsageError(
+        f"weights: {source}: {name} {problem}; they are damaged, or of a"
+        " training that diverged"
+      )
+
+
 def _as_float32(path, state_dict):
   """Widens narrower weights; only counters may be whole numbers."""
   arrays = {}
@@ -275,6 +309,7 @@ def _as_float32(path, state_dict):
       arrays[name] = array
     else:
       arrays[name] = array.astype(np.float32)
+  check_values(arrays, path)
   return arrays
 
 

@@ -27,7 +27,7 @@ def check_blocked(
 
 
 def check_count(name, value, least=1):
-  """Raises ValueError unless the value is a whole number of at least `least`."""
+  """Raises ValueError unless a whole number is at least `least`."""
   if not isinstance(value, numbers.Integral) or value < least:
     raise ValueError(
       f"{name} is {value}; it must be a whole number of at least {least}"

@@ -18,6 +18,7 @@ from halonet.models import registry
 from halonet.models.upgrade import SUCCESSORS, upgrade
 from halonet.tasks.task import Task, get_task, make_task
 from halonet.training.options import DURATIONS, FIELDS
+from halonet.training.origin import fields_of_weights
 
 
 def config_fields(values: Mapping[str, Any]) -> dict[str, Field]:
@@ -104,7 +105,11 @@ def _split(overrides):
 def _build(source, given, texts):
   """Makes a config of the values in a file and the texts of overrides."""
   # What decides which fields there are, before their types are known.
-  fields = config_fields(given | _parsed(texts, FIELDS))
+  early = given | _parsed(texts, FIELDS)
+  if early.get("like_weights"):
+    given = fields_of_weights(early) | given
+    early = given | early
+  fields = config_fields(early)
   for field in (*given, *texts):
     if field not in fields:
       raise UsageError(_unknown_field(field, texts, source, fields))

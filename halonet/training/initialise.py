@@ -6,7 +6,6 @@ all else must fit, so that no part is silently left as it was drawn.
 """
 
 import collections
-import re
 from typing import Any
 
 import jax
@@ -19,6 +18,8 @@ from jax.sharding import Mesh
 from halonet.errors import RunError, UsageError
 from halonet.interop import pretrained
 from halonet.parallel import replicated
+from halonet.training.checkpoint import DamagedCheckpoint
+from halonet.training.origin import is_timm
 from halonet.training.restore import restore_model
 from halonet.training.state import TrainState
 
@@ -49,19 +50,29 @@ def initial_state(
     say what was done.
 
   Raises:
-    UsageError: if there are no such weights, or they do not fit the model.
+    UsageError: if there are no such weights, if they are damaged, or if they do
+      not fit the model.
   """
   init_from = config.init_from
   try:
-    if init_from == "timm" or re.match(r"hf-hub:|.*\.safetensors$", init_from):
+    if is_timm(init_from):
       fields = config.model.to_dict()
       source, given = pretrained.load_as_saved(
         fields.pop("name"), None if init_from == "timm" else init_from, **fields
       )
     else:
       trained = restore_model(init_from, mesh)
-      given, source = trained.variables, trained.model
+      given, source = jax.device_get(trained.variables), trained.model
+      named = traverse_util.flatten_dict(given, sep="/")
+      pretrained.check_values(named, init_from)
     variables, notes = transfer(given, state.variables, source, model)
+  except DamagedCheckpoint as error:
+    advice = "no older one is good"
+    if error.older is not None:
+      advice = f"move it away to begin with step {error.older}"
+    raise UsageError(
+      f"config.init_from is {init_from}: {error.damage}; {advice}"
+    ) from error
   except (RunError, ValueError) as error:
     reason = str(error).removeprefix("--workdir ")
     raise UsageError(f"config.init_from is {init_from}: {reason}") from error

@@ -142,14 +142,13 @@ def _train(config, task, workdir, source, data, train_split, test_split, stop):
     workdir.checkpoints, task.best, config.keep_checkpoints
   )
   with contextlib.closing(checkpoints):
-    step = checkpoints.latest or 0
-    processes.check_same(step, "checkpoints")
-    if step:
-      with together():
-        state, batches_seen = checkpoints.restore(step, abstract)
+    processes.check_same(checkpoints.latest or 0, "checkpoints")
+    found = checkpoints.restore_latest(abstract)
+    if found:
+      step, state, batches_seen = found
       say(f"Going on from step {step}, from {workdir.checkpoints / str(step)}")
     else:
-      state, batches_seen = init(config.seed), 0
+      step, state, batches_seen = 0, init(config.seed), 0
       if config.init_from is not None:
         with together():
           state, notes = initialise.initial_state(config, model, state, mesh)

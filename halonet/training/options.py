@@ -45,6 +45,12 @@ FIELDS = {
     kind=str | None,
     example="runs/pretrained",
   ),
+  "like_weights": Field(
+    False,
+    "Takes from init_from what the config does not set: how images are prepared"
+    " (image_size, mean, std, crop_fraction, interpolation), and from a run its"
+    " model, too.",
+  ),
   "data.name": Field(
     "digits",
     'Name of a TFDS data set or of a registered source. "folder" reads a'

@@ -30,6 +30,13 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def from_first(number: int) -> int:
+  """Returns, in every process, the number of process 0."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
   """Makes an error of one process inside one of all of them.

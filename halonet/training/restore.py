@@ -43,7 +43,7 @@ def restore_model(
 
   Raises:
     UsageError: if the workdir is no run's, or has no such checkpoint.
-    RunError: if the checkpoint cannot be read.
+    RunError: if the checkpoint cannot be read, or is damaged.
   """
   workdir = Workdir(workdir_path)
   config = workdir.config()
@@ -51,7 +51,7 @@ def restore_model(
     raise UsageError(f"--workdir {workdir.path} has no checkpoints yet")
   task = make_task(config, workdir.metadata())
   checkpoints = Checkpoints(workdir.checkpoints, task.best)
-  steps = sorted(checkpoints.scores())
+  steps = checkpoints.steps()
   if not steps:
     raise UsageError(f"--workdir {workdir.path} has no checkpoints yet")
   if step is None:
@@ -64,5 +64,4 @@ def restore_model(
   # The optimizer's state is not read.
   init = make_init(model, optax.identity(), config, mesh)
   state = checkpoints.restore_model(step, abstract_state(init, mesh))
-  checkpoints.close()
   return TrainedModel(config, task, model, state, step)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -122,6 +123,42 @@ def test_narrower_weights_are_widened_and_whole_numbers_refused(tmp_path):
     pretrained.load_pretrained("halonet26t", str(path))
 
 
+NORM = "stem.conv1.bn.running_var"
+IMPOSSIBLE = [
+  ("stem.conv1.conv.weight", np.nan, "holds NaN"),
+  ("head.fc.bias", np.inf, "holds infinity"),
+  ("stem.conv1.bn.running_mean", -np.inf, "holds infinity"),
+  (NORM, -1e-6, "is a running variance, and holds values below 0"),
+]
+
+
+@pytest.mark.parametrize("name, value, problem", IMPOSSIBLE)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_impossible_values_are_refused(tmp_path, name, value, problem, dtype):
+  _, state_dict = make("halonet26t")
+  array = state_dict[name].astype(dtype)
+  array.flat[-1] = value
+  path = tmp_path / "weights.safetensors"
+  safetensors.numpy.save_file(state_dict | {name: array}, path)
+  message = re.escape(f"weights: {path}: {name} {problem}; they are damaged")
+  for load in (pretrained.load_pretrained, pretrained.load_as_saved):
+    with pytest.raises(UsageError, match=message):
+      load("halonet26t", str(path))
+
+
+def test_values_that_are_possible_pass():
+  arrays = {
+    "bn.running_var": np.zeros(2, np.float32),
+    "bn.running_mean": np.float32([-1, 1]),
+    "bn.num_batches_tracked": np.int64(3),
+    "params/var": np.float32([-1]),
+  }
+  pretrained.check_values(arrays, "here")
+  for name in ("batch_stats/stem/norm/var", "batch_stats/var"):
+    with pytest.raises(UsageError, match=f"here: {name} is a running"):
+      pretrained.check_values({name: np.float32([0, -1])}, "here")
+
+
 def test_only_timms_models_are_saved_for_it(tmp_path):
   model = halonet.create_model("halonet_h0")
   with pytest.raises(ValueError, match="timm has no such model"):
@@ -180,7 +217,12 @@ def test_top_five_by_name(run_main, weights, tmp_path):
 def test_slips_are_answered_in_one_line(run_main, weights, tmp_path):
   path = tmp_path / "image.png"
   Image.new("RGB", (8, 8)).save(path)
+  _, state_dict = make("halonet26t")
+  broken = tmp_path / "broken.safetensors"
+  bias = np.full_like(state_dict["head.fc.bias"], np.nan)
+  safetensors.numpy.save_file(state_dict | {"head.fc.bias": bias}, broken)
   for words, message in (
+    (["--model=halonet26t", f"--weights={broken}"], "head.fc.bias holds NaN"),
     (["--model=halonet27t"], "did you mean halonet26t"),
     (["--model=halonet50ts", f"--weights={weights}"], "do not fit"),
     (["--model=halonet26t", "--step=3"], "--step is for --workdir"),

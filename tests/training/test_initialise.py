@@ -1,21 +1,25 @@
 """Weights to begin with: what is changed, what is refused, where from."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import linen as nn
 from flax import traverse_util
 
 from halonet.errors import UsageError
 from halonet.interop import pretrained
 from halonet.models.registry import create_model
-from halonet.parallel import make_mesh
+from halonet.parallel import make_mesh, replicated
 from halonet.tasks.task import make_task
 from halonet.training import config as config_lib
 from halonet.training import initialise
 from halonet.training import optimizer as optimizer_lib
+from halonet.training.checkpoint import Checkpoints
 from halonet.training.restore import restore_model
 from halonet.training.state import TrainState, make_init
 from tests.layers.test_base import resize
@@ -28,12 +32,16 @@ TIMM = SMALL | dict(
 
 
 def draw(model, seed=0):
-  """Drawn variables, no two alike, by path."""
+  """Drawn variables, no two alike, by path; running variances are positive."""
   rng = np.random.default_rng(seed)
   images = np.zeros((1, 32, 32, 3), np.float32)
-  return jax.tree.map(
-    lambda x: rng.normal(size=x.shape).astype(np.float32),
-    dict(jax.eval_shape(model.init, jax.random.key(0), images)),
+
+  def draw_one(path, x):
+    drawn = rng.normal(size=x.shape).astype(np.float32)
+    return np.abs(drawn) if path[-1].key == "var" else drawn
+
+  return jax.tree.map_with_path(
+    draw_one, dict(jax.eval_shape(model.init, jax.random.key(0), images))
   )
 
 
@@ -220,6 +228,38 @@ def test_a_run_at_another_size_with_another_block(trained, small_config):
   )
 
 
+@pytest.mark.parametrize(
+  "path, value, problem",
+  [
+    ("params/classifier/bias", np.nan, "holds NaN"),
+    ("params/classifier/kernel", np.inf, "holds infinity"),
+    ("batch_stats/stem_norm/var", -1.0, "is a running variance, and holds"),
+  ],
+)
+def test_a_run_with_impossible_values_is_refused(
+  trained, small_config, tmp_path, path, value, problem
+):
+  """Its files are as they were written."""
+  workdir = tmp_path / "run"
+  shutil.copytree(
+    trained[0], workdir, ignore=shutil.ignore_patterns("checkpoints")
+  )
+  state = restore_model(str(trained[0]), make_mesh()).state
+  averages = flat(state.ema)
+  averages[path] = averages[path] * 0 + value
+  averages = jax.device_put(
+    traverse_util.unflatten_dict(averages, sep="/"), replicated(make_mesh())
+  )
+  checkpoints = Checkpoints(workdir / "checkpoints", "accuracy", keep=1)
+  checkpoints.save(24, state.replace(ema=averages, opt_state=()), 24)
+  checkpoints.close()
+  with pytest.raises(UsageError) as caught:
+    initial_state(small_config(f"init_from={workdir}"), num_classes=10)
+  assert str(caught.value).startswith(
+    f"config.init_from is {workdir}: weights: {workdir}: {path} {problem}"
+  )
+
+
 @pytest.fixture
 def weights(tmp_path):
   """A file of timm's, of a model as its name has it but for its size."""
@@ -294,7 +334,12 @@ def test_timms_own_weights_are_asked_for_by_name(weights, monkeypatch):
 
 def test_bad_sources_are_named(weights, tmp_path):
   path, _ = weights
+  broken = str(tmp_path / "broken.safetensors")
+  tensors = safetensors.numpy.load_file(path)
+  tensors["head.fc.bias"] *= np.nan
+  safetensors.numpy.save_file(tensors, broken)
   for words, fields, message in (
+    ((broken,), {}, f"is {broken}: .* head.fc.bias holds NaN"),
     ((path,), dict(base_width=16), "config.init_from is .* do not fit"),
     ((path, "halonet_h1"), {}, "timm has no weights of halonet_h1; name the"),
     (
