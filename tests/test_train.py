@@ -276,12 +276,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_main, tmp_path, data_dir):
   assert complaint.count("\n") == 1
 
 
-def test_wrong_weights_to_begin_with_leave_the_workdir_free(
-  run_main, tmp_path, data_dir
+@pytest.mark.parametrize("name", ["none", "empty", "none.safetensors"])
+def test_missing_weights_to_begin_with_are_noticed_first(
+  run_main, tmp_path, name
 ):
-  words = arguments(data_dir, tmp_path / "run", f"init_from={tmp_path}/none")
-  code, _, complaint = run_main(train.main, *words)
-  assert code == 2 and f"config.init_from is {tmp_path}/none" in complaint
+  (tmp_path / "empty").mkdir()
+  path = tmp_path / name
+  # Where nothing is prepared.
+  words = arguments(tmp_path / "data", tmp_path / "run", f"init_from={path}")
+  code, output, complaint = run_main(train.main, *words)
+  assert code == 2 and f"config.init_from is {path}" in complaint
+  assert not output and not (tmp_path / "data").exists()
   assert complaint.count("\n") == 1
   assert not (tmp_path / "run" / "config.json").exists()
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 
 from halonet.fields import MOST_WIDTH, field
 from halonet.layers.layouts import Entries, Shapes, norm, same
+from halonet.ops.arguments import check_count
 
 Norm = Callable[..., nn.Module]  # Makes a norm, given its `name`.
 Activation = Callable[[jax.Array], jax.Array]
@@ -227,8 +229,9 @@ def check_heads(
   With `half_tables` a head's query must split once more: half of it meets the
   row table, half the column table.
   """
-  if heads < 1:
-    raise ValueError(f"heads is {heads}; it must be at least 1")
+  check_count("heads", heads)
+  check_count("the query width", qk_width)
+  check_count("the value width", value_width)
   if (
     qk_width < heads
     or qk_width % heads
@@ -242,6 +245,21 @@ def check_heads(
   if value_width % heads:
     raise ValueError(
       f"heads is {heads}, which does not divide the value width {value_width}"
+    )
+
+
+def check_map(x: jax.Array, name: str = "x") -> None:
+  """Raises ValueError unless x is a floating-point map in a batch."""
+  if x.ndim != 4:
+    advice = f"; add a batch axis with {name}[None]" if x.ndim == 3 else ""
+    raise ValueError(
+      f"{name} must be [batch, height, width, channels], not"
+      f" {list(x.shape)}{advice}"
+    )
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(
+      f"{name} has dtype {x.dtype}; it must be floating-point, and images"
+      " normalised as in training"
     )
 
 

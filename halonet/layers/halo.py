@@ -18,12 +18,14 @@ from halonet.layers.base import (
   Attention,
   Norm,
   Site,
+  check_map,
   merge_heads,
   projections,
   relative_table,
 )
 from halonet.layers.sinusoids import sinusoids
 from halonet.ops import dispatch
+from halonet.ops.arguments import check_count
 from halonet.ops.attention import (
   blocked_local_attention,
   blocked_local_attention_weights,
@@ -81,15 +83,19 @@ class HaloAttention(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+  def __call__(self, x: Array) -> Float[Array, "b oh ow v"]:
     """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
     ⌈width/stride⌉, value_features]`.
 
     Raises:
-      ValueError: if `heads` does not divide a width, or there is no such
-        position.
+      ValueError: if x is no floating-point map in a batch, if `heads` does not
+        divide a width, or if an attribute is out of range.
     """
+    check_map(x)
     check_position(self.position)
+    check_count("block_size", self.block_size)
+    check_count("halo_size", self.halo_size, least=0)
+    check_count("stride", self.stride)
     query, key, value, tables = positioned(
       self, x, offsets=num_offsets(self.block_size, self.halo_size)
     )

@@ -19,9 +19,11 @@ from halonet.layers.base import (
   Site,
   average_pool,
   check_heads,
+  check_map,
   project,
 )
 from halonet.layers.layouts import Entries, Layout, Shapes
+from halonet.ops.arguments import check_count
 from halonet.ops.lambdas import local_lambda
 
 
@@ -50,13 +52,17 @@ class LambdaLayer(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+  def __call__(self, x: Array) -> Float[Array, "b oh ow v"]:
     """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
     ⌈width/stride⌉, value_features]`.
 
     Raises:
-      ValueError: if `heads` does not divide a width.
+      ValueError: if x is no floating-point map in a batch, if `heads` does not
+        divide a width, or if an attribute is out of range.
     """
+    check_map(x)
+    check_count("window", self.window)
+    check_count("stride", self.stride)
     heads = self.heads
     check_heads(heads, self.qk_features, self.value_features, half_tables=False)
     depth, value_dim = self.qk_features // heads, self.value_features // heads
