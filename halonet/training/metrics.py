@@ -5,16 +5,20 @@ import json
 import time
 from collections.abc import Iterator
 
+import tensorflow as tf
 from clu import metric_writers
 from etils import epath
 
-from halonet.errors import UsageError
+from halonet.errors import RunError, UsageError
 from halonet.training import processes
 from halonet.training.workdir import Workdir
 
 
 class MetricWriter:
-  """Writes scalars to `metrics.jsonl` and for TensorBoard."""
+  """Writes scalars to `metrics.jsonl` and for TensorBoard.
+
+  Raises RunError where it cannot, because the disk is full, say.
+  """
 
   def __init__(self, workdir: Workdir, step: int):
     """Opens both, for a run that goes on after `step` steps.
@@ -25,27 +29,45 @@ class MetricWriter:
     self._path = workdir.metrics
     self._lines = _lines_until(self._path, step)
     self._is_local = workdir.is_local
-    if self._is_local:
-      draft = self._path.with_name(f".{self._path.name}.tmp")
-      draft.write_text("".join(self._lines))
-      draft.replace(self._path)
-      self._file = open(self._path, "a")  # noqa: SIM115  See close.
-    self._tensorboard = metric_writers.SummaryWriter(str(workdir.tensorboard))
+    with self._explained():
+      if self._is_local:
+        draft = self._path.with_name(f".{self._path.name}.tmp")
+        draft.write_text("".join(self._lines))
+        draft.replace(self._path)
+        self._file = open(self._path, "a")  # noqa: SIM115  See close.
+      self._tensorboard = metric_writers.SummaryWriter(str(workdir.tensorboard))
 
   def write(self, step: int, **scalars: float) -> None:
-    self._tensorboard.write_scalars(step, scalars)
     line = json.dumps({"step": step, **scalars}) + "\n"
-    if self._is_local:
-      self._file.write(line)
-      self._file.flush()
-    else:  # Nothing can be appended to an object of a bucket.
-      self._lines.append(line)
-      self._path.write_text("".join(self._lines))
+    with self._explained():
+      if self._is_local:
+        self._file.write(line)
+        self._file.flush()
+      else:  # Nothing can be appended to an object of a bucket.
+        self._lines.append(line)
+        self._path.write_text("".join(self._lines))
+      # Last: TensorFlow prints lines of its own where the disk is full.
+      self._tensorboard.write_scalars(step, scalars)
 
   def close(self) -> None:
-    self._tensorboard.close()
-    if self._is_local:
-      self._file.close()
+    with self._explained():
+      try:
+        self._tensorboard.close()
+      finally:
+        if self._is_local:
+          self._file.close()
+
+  @contextlib.contextmanager
+  def _explained(self):
+    try:
+      yield
+    except (OSError, tf.errors.OpError) as error:  # The second of TensorBoard.
+      reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+      reason = reason.rpartition("}} ")[2]  # After TensorFlow's own name of it.
+      raise RunError(
+        f"figures cannot be written in {self._path.parent}: {reason}; mend the"
+        " cause and give the same command again"
+      ) from error
 
 
 class _NoWriter:
