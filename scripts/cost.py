@@ -26,6 +26,7 @@ shapes alone, receptive fields from a small map: no accelerator is touched.
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 
 from halonet import command, fields
@@ -169,8 +170,9 @@ def of_model(arguments: argparse.Namespace, rest: list[str]) -> dict:
   counts = model_cost.count(model, size)
   print(f"\n{markdown.describe_model(counts)}")
   if arguments.config:
-    words = " ".join([f"--config={arguments.config}", *rest])
-    print(f"Next: {os.path.relpath(sys.executable)} -m halonet.train {words}")
+    python = os.path.relpath(sys.executable)
+    words = [python, "-m", "halonet.train", f"--config={arguments.config}"]
+    print(f"Next: {shlex.join([*words, *rest])}")
   return {
     "model": name,
     "image_size": counts.image_size,

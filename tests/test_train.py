@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -289,6 +290,51 @@ def test_missing_weights_to_begin_with_are_noticed_first(
   assert not output and not (tmp_path / "data").exists()
   assert complaint.count("\n") == 1
   assert not (tmp_path / "run" / "config.json").exists()
+
+
+# Trains on a disk that is full once a text is printed: no file grows any more.
+_FULL = """
+import resource, signal, sys
+from halonet import command, train
+
+moment = sys.argv.pop(1)
+
+class Out:
+  def write(self, text):
+    sys.__stdout__.write(text)
+    if moment in text:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+  def flush(self):
+    sys.__stdout__.flush()
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.stdout = Out()
+command.run(train.main)
+"""
+
+
+@pytest.mark.parametrize(
+  "moment, complaint",
+  [
+    ("step 3/", "error: figures cannot be written in "),
+    ("step 5/", "error: a checkpoint cannot be written in "),
+  ],
+)
+def test_a_full_disk_is_one_line(tmp_path, data_dir, moment, complaint):
+  words = arguments(data_dir, tmp_path / "run")
+  process = subprocess.run(
+    [sys.executable, "-c", _FULL, moment, *words],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+  )
+  assert process.returncode == 1, process.stdout
+  lines = process.stdout.splitlines()
+  (last,) = (n for n, line in enumerate(lines) if line.startswith(moment))
+  (line,) = lines[last + 1 :]
+  assert line.startswith(complaint) and "File too large" in line
 
 
 def test_a_folder_of_photographs_with_all_that_a_recipe_has(
