@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import errno
 import json
 import logging
 import os
@@ -46,6 +47,10 @@ def run(main: Callable[[], None]) -> None:
   import absl.logging
 
   absl.logging.set_verbosity(absl.logging.ERROR)
+  absl.logging.get_absl_logger().addFilter(_is_said_once)
+  # AutoGraph warns of every function where it cannot write temporary files.
+  logging.getLogger("tensorflow").setLevel(logging.ERROR)
+  sys.excepthook = _excepthook
   # The package logs which attention serves, and why not a faster one.
   logger = logging.getLogger("halonet")
   logger.setLevel(logging.INFO)
@@ -55,18 +60,45 @@ def run(main: Callable[[], None]) -> None:
   try:
     main()
   except RunError as error:
-    sys.stdout.flush()
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    _leave(error.exit_code)
+    _fail(error)
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)
   except BrokenPipeError:  # Whoever read the output has left.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+      raise
+    _fail(
+      RunError(
+        f"{error.filename or 'a file'} cannot be written: {error.strerror};"
+        " make room and give the same command again"
+      )
+    )
   finally:
     logger.removeHandler(printed)
     logger.propagate = True
+
+
+def _is_said_once(record):
+  """Leaves out what Orbax logs, with a traceback for each thread, and raises.
+
+  An old checkpoint that cannot be removed is only logged, and so is kept.
+  """
+  if not record.exc_info:
+    return True
+  record.exc_info = None
+  return str(record.msg).startswith("Failed to remove")
+
+
+def _excepthook(kind, error, trace):
+  """Prints an exception, but not those of a save that has failed already.
+
+  TensorStore's threads then report to an event loop that is gone.
+  """
+  if str(error) != "Event loop is closed":
+    sys.__excepthook__(kind, error, trace)
 
 
 class _Printed(logging.Handler):
@@ -178,6 +210,12 @@ def model_fields(
   for field in texts.keys() & {"name", "dtype", "num_classes"}:
     raise UsageError(f"{prefix}{field}: {field} is no field to set so")
   return {field: fields.parse(text) for field, text in texts.items()}
+
+
+def _fail(error):
+  sys.stdout.flush()
+  print(f"error: {error}", file=sys.stderr, flush=True)
+  _leave(error.exit_code)
 
 
 def _leave(code):

@@ -18,6 +18,15 @@ from typing import Any
 
 from halonet.errors import UsageError, unknown
 
+# Largest values of sizes that several parts have. They are far from sensible
+# ones, and keep a slip from taking all memory.
+MOST_SIDE = 16_384  # Pixels; a float32 image of that side takes 3.2 GB.
+MOST_WIDTH = 65_536  # Channels; the widest published ResNets have 8,192.
+MOST_RATIO = 64  # Between two widths; published ones are at most 6.5.
+MOST_BATCH = 2**20  # Images; large batches of ImageNet are 65,536.
+MOST_CLASSES = 10_000_000  # ImageNet-21k has 21,841.
+MOST_STEPS = 2**31 - 1  # The state counts steps in 32 bits.
+
 _KINDS = {
   int: (numbers.Integral, "a whole number"),
   float: (numbers.Real, "a number"),
@@ -46,6 +55,8 @@ class Field:
     below: bound that the value must stay under.
     choices: allowed values, if they are few.
     length: required number of items of a tuple; None allows any.
+    total: largest allowed sum of a tuple's items.
+    sides: largest allowed value in sides of the training's images.
     example: value to show in an error, where the default says little.
     changeable: whether a run that has begun may go on with another value.
   """
@@ -59,6 +70,8 @@ class Field:
   below: float | None = None
   choices: tuple[Any, ...] = ()
   length: int | None = None
+  total: float | None = None
+  sides: int | None = None
   example: Any = None
   changeable: bool = False
 
@@ -73,9 +86,10 @@ class Field:
     """Words the allowed values, such as "at least 1"; "" if all are."""
     if self.choices:
       return f"one of {', '.join(map(str, self.choices))}"
-    return " and ".join(
-      f"{words} {bound}" for words, bound, _ in self._bounds()
-    )
+    words = [f"{words} {bound}" for words, bound, _ in self._bounds()]
+    if self.total is not None:
+      words.append(f"at most {self.total} together")
+    return " and ".join(words)
 
   def _bounds(self):
     bounds = (
@@ -102,7 +116,8 @@ class Field:
       )
     if self.kind is Duration:
       number, unit = parse_duration(name, value)
-      if number < self.least and not (unit == "epochs" and number > 0):
+      small = number < self.least and not (unit == "epochs" and number > 0)
+      if small or number > (self.most or math.inf):
         raise ValueError(f"{name} is {value}; it must be {self.range()}")
       return value
     for item in value if isinstance(value, tuple) else (value,):
@@ -110,7 +125,18 @@ class Field:
         continue
       if not all(holds(item, bound) for _, bound, holds in self._bounds()):
         raise ValueError(f"{name} is {value}; it must be {self.range()}")
+    if self.total is not None and sum(value) > self.total:
+      raise ValueError(f"{name} is {value}; it must be {self.range()}")
     return value
+
+  def check_side(self, name: str, value: Any, side: int) -> None:
+    """Raises ValueError if a value is too large for images of `side` pixels."""
+    if self.sides and value > self.sides * side:
+      times = f"{self.sides} times " if self.sides > 1 else ""
+      raise ValueError(
+        f"{name} is {value}; it must be at most {self.sides * side}, {times}the"
+        " side of the images"
+      )
 
 
 def field(default: Any, help: str = "", **description: Any) -> Any:
@@ -119,6 +145,14 @@ def field(default: Any, help: str = "", **description: Any) -> Any:
     default=default,
     metadata={"field": Field(default, help, **description)},
   )
+
+
+def check_option(name: str, value: int, most: int) -> None:
+  """Raises UsageError unless an option of a command is from 1 to `most`."""
+  try:
+    Field(1, least=1, most=most).check(f"--{name}", value)
+  except ValueError as error:
+    raise UsageError(str(error)) from None
 
 
 def fields_of(cls: type) -> dict[str, Field]:
@@ -178,7 +212,10 @@ def convert(name: str, value: Any, kind: Any, example: Any = None) -> Any:
   ):
     such = "" if example in (None, ()) else f", such as {example!r}"
     raise ValueError(f"{name} is {value!r}; it must be {words}{such}")
-  value = kind(value)
+  try:
+    value = kind(value)
+  except OverflowError:  # A whole number beyond all floats.
+    value = math.inf
   if kind is float and not math.isfinite(value):
     raise ValueError(f"{name} is {value}; it must be a finite number")
   return value

@@ -55,7 +55,7 @@ class Predictor:
 
   def seen(self, image: Image.Image) -> tuple[int, int, int]:
     """Returns left, top and side of the square that the model sees."""
-    side = round(min(image.size) * self.crop)
+    side = max(1, round(min(image.size) * self.crop))
     left, top = ((length - side) // 2 for length in image.size)
     return left, top, side
 
@@ -91,7 +91,13 @@ def of_run(workdir: str, step: int | None = None) -> Predictor:
   mesh = make_mesh(jax.local_devices()[:1])  # One image at a time.
   run = restore_model(workdir, mesh, step)
   prepare = functools.partial(square_input, config=run.config.data)
-  return Predictor(run.model, run.variables, prepare, run.task.explain)
+  return Predictor(
+    run.model,
+    run.variables,
+    prepare,
+    run.task.explain,
+    run.config.data.crop_fraction,
+  )
 
 
 def of_published(name: str, source: str | None = None) -> Predictor:

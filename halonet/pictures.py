@@ -49,21 +49,20 @@ def attention_of_pixel(
 def parse_pixel(
   text: str | None, image: Image.Image, predictor: Predictor
 ) -> tuple[int, int]:
-  """Reads `X,Y`, a pixel of the image; its centre if None.
+  """Reads `X,Y`, a pixel of the image; the centre of what is seen if None.
 
   Raises:
     UsageError: if it is none, or lies outside of what the model sees.
   """
-  width, height = image.size
+  left, top, side = predictor.seen(image)
   if text is None:
-    return width // 2, height // 2
+    return left + side // 2, top + side // 2
   try:
     x, y = (int(number) for number in text.split(","))
   except ValueError:
     raise UsageError(
       f"--pixel is {text}; write X,Y, two whole numbers"
     ) from None
-  left, top, side = predictor.seen(image)
   if not (left <= x < left + side and top <= y < top + side):
     raise UsageError(
       f"--pixel is {text}; the model sees x from {left} to {left + side - 1}"
@@ -98,11 +97,10 @@ def draw_attention(
   panels = figure.subplots(1, 2)
   extent = (0, map_size, map_size, 0)
   for panel in panels:
-    panel.imshow(square, extent=extent)
     panel.set_axis_off()
-  shown = panels[1].imshow(
-    attention, extent=extent, cmap="magma", alpha=0.8, vmin=0
-  )
+  panels[0].imshow(square, extent=extent)
+  # Nothing shines through: the colours are those of the bar.
+  shown = panels[1].imshow(attention, extent=extent, cmap="magma", vmin=0)
   figure.colorbar(shown, ax=panels[1], shrink=0.8, label="mean weight")
   blue = dict(edgecolor="deepskyblue", linewidth=2.5)
   for panel in panels:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import shlex
 import sys
 
 from halonet import command, distributed, fields
@@ -69,13 +70,13 @@ def main() -> None:
     for name, value in results.items()
     if name.startswith("test_")
   }
-  python = os.path.relpath(sys.executable)
+  python = shlex.quote(os.path.relpath(sys.executable))
   say(
     f"{words(task, figures)}\n"
     f"Wrote {workdir}: results.json, metrics.jsonl, tensorboard/, and"
     f" checkpoints/ (last {results['checkpoint']}, best"
     f" {results['best_checkpoint']})\n"
-    f"Next: {python} -m halonet.predict --workdir={workdir} IMAGE..."
+    f"Next: {python} -m halonet.predict --workdir={shlex.quote(workdir)} IMAGE..."
   )
 
 

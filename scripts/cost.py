@@ -26,6 +26,7 @@ shapes alone, receptive fields from a small map: no accelerator is touched.
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 
 from halonet import command, fields
@@ -119,8 +120,7 @@ def of_growth(arguments: argparse.Namespace) -> dict:
   """Measures growing maps, draws them and returns the points as a dict."""
   from halonet.cost import growth, table1
 
-  if arguments.stride < 1:
-    raise UsageError(f"--stride is {arguments.stride}; it must be at least 1")
+  fields.check_option("stride", arguments.stride, fields.MOST_SIDE)
   setting = _setting(arguments)
   total = len(table1.METHODS) * len(growth.IMAGE_SIDES)
   print(f"Compiling and measuring {total} layers on the CPU", flush=True)
@@ -162,8 +162,7 @@ def of_model(arguments: argparse.Namespace, rest: list[str]) -> dict:
   classes, dtype = (getattr(spec, x, None) for x in ("num_classes", "dtype"))
   if arguments.image_size is not None:
     size = arguments.image_size
-  if size < 1:
-    raise UsageError(f"--image_size is {size}; it must be at least 1")
+  fields.check_option("image_size", size, fields.MOST_SIDE)
   print(
     f"Tracing {name} at {size}×{size}, {dtype}, for {classes} classes",
     flush=True,
@@ -171,8 +170,9 @@ def of_model(arguments: argparse.Namespace, rest: list[str]) -> dict:
   counts = model_cost.count(model, size)
   print(f"\n{markdown.describe_model(counts)}")
   if arguments.config:
-    words = " ".join([f"--config={arguments.config}", *rest])
-    print(f"Next: {os.path.relpath(sys.executable)} -m halonet.train {words}")
+    python = os.path.relpath(sys.executable)
+    words = [python, "-m", "halonet.train", f"--config={arguments.config}"]
+    print(f"Next: {shlex.join([*words, *rest])}")
   return {
     "model": name,
     "image_size": counts.image_size,

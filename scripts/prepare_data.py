@@ -7,6 +7,7 @@ python scripts/prepare_data.py folder --data_dir=DIR --test_split=val
 
 import collections
 import os
+import shlex
 import time
 
 from halonet import command
@@ -78,7 +79,7 @@ def main() -> None:
   if arguments.data_dir:
     options.append(f"--config.data.data_dir={arguments.data_dir}")
   options += [f"--config.data.{key}={value}" for key, value in splits.items()]
-  print(f"Next: scripts/train.sh --config=CONFIG {' '.join(options)}")
+  print(f"Next: scripts/train.sh --config=CONFIG {shlex.join(options)}")
 
 
 def default_test_split(data, source) -> str:

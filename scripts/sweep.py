@@ -9,6 +9,7 @@ another machine with the same --storage, and does nothing once the grid is done.
 """
 
 import pathlib
+import shlex
 import time
 
 from halonet import command, fields
@@ -144,7 +145,8 @@ def _report(arguments, board, only_if_missing=False):
       " sweep goes on with it"
     )
   else:
-    print(f"Next: open {folder}/report.html in a browser")
+    page = shlex.quote(f"{folder}/report.html")
+    print(f"Next: open {page} in a browser")
 
 
 if __name__ == "__main__":

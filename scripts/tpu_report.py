@@ -23,6 +23,7 @@ import datetime
 import importlib.metadata
 import json
 import pathlib
+import shlex
 import sys
 import time
 
@@ -104,7 +105,7 @@ def main() -> None:
     words = [f"--config={arguments.config}", *rest]
     words = [w for w in words if not w.startswith("--config.batch_size=")]
     words.append(f"--config.batch_size={batch}")
-    print(f"Next: scripts/train.sh {' '.join(words)}, on such a slice")
+    print(f"Next: scripts/train.sh {shlex.join(words)}, on such a slice")
   written = {"report": as_json(first), "largest": as_json(best)}
   command.write_json(arguments.json, written)
 

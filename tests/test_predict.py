@@ -15,7 +15,11 @@ from halonet.data.tfds_source import load_builder
 from halonet.errors import UsageError
 from halonet.inference import of_run
 from halonet.ops import dispatch
-from halonet.pictures import attention_of_pixel, parse_pixel
+from halonet.pictures import (
+  attention_of_pixel,
+  draw_attention,
+  parse_pixel,
+)
 from halonet.tasks.task import make_task
 from halonet.training.workdir import Workdir
 
@@ -127,10 +131,35 @@ def test_pixels_are_checked(predictor):
   image = Image.new("RGB", (30, 10))
   assert parse_pixel(None, image, predictor) == (15, 5)
   assert parse_pixel("10,9", image, predictor) == (10, 9)
+  # Of an image of even width and odd height the centre lies beside one.
+  for size in ((30, 10), (10, 30), (2, 1), (1, 2), (1, 1), (640, 481)):
+    for crop in (1.0, 0.94):
+      seen = dataclasses.replace(predictor, crop=crop)
+      image = Image.new("RGB", size)
+      x, y = parse_pixel(None, image, seen)
+      assert parse_pixel(f"{x},{y}", image, seen) == (x, y)
+  image = Image.new("RGB", (30, 10))
   with pytest.raises(UsageError, match="sees x from 10 to 19 and y from 0"):
     parse_pixel("9,0", image, predictor)
   with pytest.raises(UsageError, match="write X,Y"):
     parse_pixel("9", image, predictor)
+
+
+def test_colours_are_those_of_the_bar(predictor, digit, tmp_path):
+  """Whatever the image: it does not shine through."""
+  drawn = []
+  for name, colour in (("black", 0), ("white", 255)):
+    # The model sees the same, the picture shows another.
+    blank = Image.new("RGB", (8, 8), (colour,) * 3)
+    weights = predictor.last_attention(read_image(digit))
+    fixed = dataclasses.replace(predictor)
+    object.__setattr__(fixed, "last_attention", lambda image: weights)
+    path = tmp_path / f"{name}.png"
+    draw_attention(fixed, blank, (4, 4), str(path))
+    drawn.append(np.asarray(Image.open(path).convert("RGB")))
+  right = drawn[0].shape[1] // 2
+  np.testing.assert_array_equal(drawn[0][:, right:], drawn[1][:, right:])
+  assert (drawn[0][:, :right] != drawn[1][:, :right]).any()
 
 
 @pytest.mark.parametrize(

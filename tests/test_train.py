@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -276,14 +277,64 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_main, tmp_path, data_dir):
   assert complaint.count("\n") == 1
 
 
-def test_wrong_weights_to_begin_with_leave_the_workdir_free(
-  run_main, tmp_path, data_dir
+@pytest.mark.parametrize("name", ["none", "empty", "none.safetensors"])
+def test_missing_weights_to_begin_with_are_noticed_first(
+  run_main, tmp_path, name
 ):
-  words = arguments(data_dir, tmp_path / "run", f"init_from={tmp_path}/none")
-  code, _, complaint = run_main(train.main, *words)
-  assert code == 2 and f"config.init_from is {tmp_path}/none" in complaint
+  (tmp_path / "empty").mkdir()
+  path = tmp_path / name
+  # Where nothing is prepared.
+  words = arguments(tmp_path / "data", tmp_path / "run", f"init_from={path}")
+  code, output, complaint = run_main(train.main, *words)
+  assert code == 2 and f"config.init_from is {path}" in complaint
+  assert not output and not (tmp_path / "data").exists()
   assert complaint.count("\n") == 1
   assert not (tmp_path / "run" / "config.json").exists()
+
+
+# Trains on a disk that is full once a text is printed: no file grows any more.
+_FULL = """
+import resource, signal, sys
+from halonet import command, train
+
+moment = sys.argv.pop(1)
+
+class Out:
+  def write(self, text):
+    sys.__stdout__.write(text)
+    if moment in text:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+  def flush(self):
+    sys.__stdout__.flush()
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.stdout = Out()
+command.run(train.main)
+"""
+
+
+@pytest.mark.parametrize(
+  "moment, complaint",
+  [
+    ("step 3/", "error: figures cannot be written in "),
+    ("step 5/", "error: a checkpoint cannot be written in "),
+  ],
+)
+def test_a_full_disk_is_one_line(tmp_path, data_dir, moment, complaint):
+  words = arguments(data_dir, tmp_path / "run")
+  process = subprocess.run(
+    [sys.executable, "-c", _FULL, moment, *words],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+  )
+  assert process.returncode == 1, process.stdout
+  lines = process.stdout.splitlines()
+  (last,) = (n for n, line in enumerate(lines) if line.startswith(moment))
+  (line,) = lines[last + 1 :]
+  assert line.startswith(complaint) and "File too large" in line
 
 
 def test_a_folder_of_photographs_with_all_that_a_recipe_has(

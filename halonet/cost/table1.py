@@ -24,7 +24,7 @@ import numpy as np
 
 from halonet.cost import counted
 from halonet.errors import UsageError
-from halonet.fields import check_fields, field
+from halonet.fields import MOST_SIDE, MOST_WIDTH, check_fields, field
 from halonet.ops import blocks, positions
 from halonet.ops.attention import blocked_local_attention, global_attention
 
@@ -39,21 +39,36 @@ class LayerSetting:
     UsageError: on construction, if a field is out of range.
   """
 
-  height: int = field(64, "Height of the feature map in pixels (H).", least=1)
-  width: int = field(64, "Width of the feature map in pixels (W).", least=1)
+  height: int = field(
+    64, "Height of the feature map in pixels (H).", least=1, most=MOST_SIDE
+  )
+  width: int = field(
+    64, "Width of the feature map in pixels (W).", least=1, most=MOST_SIDE
+  )
   channels: int = field(
-    64, "Channels of queries, keys and values each (c).", least=1
+    64,
+    "Channels of queries, keys and values each (c).",
+    least=1,
+    most=MOST_WIDTH,
   )
   window: int = field(
-    7, "Side of a pixel's own window in pixels (k); odd.", least=1
+    7,
+    "Side of a pixel's own window in pixels (k); odd.",
+    least=1,
+    most=MOST_SIDE,
   )
-  block_size: int = field(8, "Side of a block in pixels (b).", least=1)
-  halo_size: int = field(3, "Width of the halo in pixels (h).", least=0)
+  block_size: int = field(
+    8, "Side of a block in pixels (b).", least=1, most=MOST_SIDE
+  )
+  halo_size: int = field(
+    3, "Width of the halo in pixels (h).", least=0, most=MOST_SIDE
+  )
   heads: int = field(
     4,
     "Heads that share the channels. Table 1 does not depend on them; the"
     " relative terms and the softmax do.",
     least=1,
+    most=MOST_WIDTH,
   )
 
   def __post_init__(self):

@@ -123,19 +123,7 @@ def load_as_saved(
   Raises:
     UsageError: if the weights cannot be found or read, or fit neither.
   """
-  if name not in TIMM_MODELS:
-    raise UsageError(
-      f"timm has no weights of {name}; name the workdir of a run, or train a"
-      " model of timm's"
-    )
-  if source is None:
-    if name not in PRETRAINED:
-      raise UsageError(
-        f"timm publishes no weights of {name}; name a file or the workdir of a"
-        " run"
-      )
-    source = PRETRAINED[name].source
-  state_dict = read_state_dict(source)
+  state_dict = read_state_dict(find_source(name, source))
   bias = state_dict.get("head.fc.bias")
   if bias is not None and bias.ndim:
     overrides["num_classes"] = len(bias)
@@ -154,6 +142,34 @@ def load_as_saved(
   raise UsageError(str(problem))
 
 
+def find_source(name: str, source: str | None = None) -> str:
+  """Returns a source to begin a training with; timm's own by default.
+
+  Args:
+    name: as for `load_pretrained`.
+    source: as for `load_pretrained`.
+
+  Raises:
+    UsageError: if the model has no weights, or there is no such file. Whether
+      the hub has them, only fetching them tells.
+  """
+  if name not in TIMM_MODELS:
+    raise UsageError(
+      f"timm has no weights of {name}; name the workdir of a run, or train a"
+      " model of timm's"
+    )
+  if source is None:
+    if name not in PRETRAINED:
+      raise UsageError(
+        f"timm publishes no weights of {name}; name a file or the workdir of a"
+        " run"
+      )
+    return PRETRAINED[name].source
+  if not source.startswith(_HUB):
+    _check_file(source)
+  return source
+
+
 def imagenet_classes() -> list[str]:
   """Names of ImageNet's 1000 classes, in the order of the logits."""
   path = pathlib.Path(__file__).with_name("imagenet_classes.txt")
@@ -169,11 +185,7 @@ def read_state_dict(source: str) -> dict[str, np.ndarray]:
   if source.startswith(_HUB):
     path = _fetch(source.removeprefix(_HUB), "model.safetensors")
   else:
-    path = pathlib.Path(source)
-    if not path.is_file():
-      raise UsageError(
-        f"weights: there is no file {source} (a hub id begins with {_HUB})"
-      )
+    path = _check_file(source)
   if path.suffix == ".safetensors":
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -294,6 +306,15 @@ def check_values(
         f"weights: {source}: {name} {problem}; they are damaged, or of a"
         " training that diverged"
       )
+
+
+def _check_file(source):
+  path = pathlib.Path(source)
+  if not path.is_file():
+    raise UsageError(
+      f"weights: there is no file {source} (a hub id begins with {_HUB})"
+    )
+  return path
 
 
 def _as_float32(path, state_dict):

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_WIDTH, field
 from halonet.layers.layouts import Entries, Shapes, norm, same
+from halonet.ops.arguments import check_count
 
 Norm = Callable[..., nn.Module]  # Makes a norm, given its `name`.
 Activation = Callable[[jax.Array], jax.Array]
@@ -148,6 +150,7 @@ class Attention(Operator):
     (4, 8, 8, 8),
     "Attention heads of each stage. The default is that of HaloNet's H0 to H7.",
     least=1,
+    most=MOST_WIDTH,
   )
 
   def widths(self, block: Site) -> tuple[int, int]:
@@ -167,8 +170,13 @@ class Attention(Operator):
     )
 
   def check(self, block: Site) -> None:
-    heads = self.heads[block.stage]
-    check_heads(heads, *self.widths(block), self.half_tables)
+    heads, widths = self.heads[block.stage], self.widths(block)
+    if max(widths) > MOST_WIDTH:
+      raise ValueError(
+        f"queries and values have {' and '.join(map(str, widths))} channels;"
+        f" there may be at most {MOST_WIDTH}"
+      )
+    check_heads(heads, *widths, self.half_tables)
 
   def dead_rows(self) -> int:
     """Returns how many first rows of a relative table meet no key."""
@@ -221,8 +229,9 @@ def check_heads(
   With `half_tables` a head's query must split once more: half of it meets the
   row table, half the column table.
   """
-  if heads < 1:
-    raise ValueError(f"heads is {heads}; it must be at least 1")
+  check_count("heads", heads)
+  check_count("the query width", qk_width)
+  check_count("the value width", value_width)
   if (
     qk_width < heads
     or qk_width % heads
@@ -236,6 +245,21 @@ def check_heads(
   if value_width % heads:
     raise ValueError(
       f"heads is {heads}, which does not divide the value width {value_width}"
+    )
+
+
+def check_map(x: jax.Array, name: str = "x") -> None:
+  """Raises ValueError unless x is a floating-point map in a batch."""
+  if x.ndim != 4:
+    advice = f"; add a batch axis with {name}[None]" if x.ndim == 3 else ""
+    raise ValueError(
+      f"{name} must be [batch, height, width, channels], not"
+      f" {list(x.shape)}{advice}"
+    )
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(
+      f"{name} has dtype {x.dtype}; it must be floating-point, and images"
+      " normalised as in training"
     )
 
 

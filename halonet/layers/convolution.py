@@ -5,7 +5,7 @@ import dataclasses
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from halonet.fields import field
+from halonet.fields import MOST_WIDTH, field
 from halonet.layers import layouts
 from halonet.layers.base import Norm, Operator, Site
 from halonet.layers.layouts import Entries, Shapes
@@ -49,7 +49,10 @@ class Convolution(Operator):
   name = "conv"
 
   group_width: int = field(
-    0, "Channels per group of the 3×3 convolutions; 0: one group.", least=0
+    0,
+    "Channels per group of the 3×3 convolutions; 0: one group.",
+    least=0,
+    most=MOST_WIDTH,
   )
 
   def check(self, block: Site) -> None:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_RATIO, field
 from halonet.layers import layouts
 from halonet.layers.layouts import Entries, Shapes
 
@@ -93,6 +93,7 @@ class ConvSqueezeExcite(Gate):
     1 / 16,
     "Width of squeeze-and-excitation's hidden layer over that of its input.",
     above=0,
+    most=MOST_RATIO,
   )
 
   def layer(self, dtype: DTypeLike) -> nn.Module:

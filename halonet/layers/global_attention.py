@@ -11,19 +11,21 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_SIDE, field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Attention,
   Norm,
   Site,
   average_pool,
+  check_map,
   merge_heads,
   position_entries,
   projections,
   relative_table,
 )
 from halonet.layers.layouts import Entries, Shapes
+from halonet.ops.arguments import check_count
 from halonet.ops.attention import global_attention
 
 
@@ -51,13 +53,17 @@ class GlobalAttention(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+  def __call__(self, x: Array) -> Float[Array, "b oh ow v"]:
     """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
     ⌈width/stride⌉, value_features]`.
 
     Raises:
-      ValueError: if `heads` does not divide a width.
+      ValueError: if x is no floating-point map in a batch, if `heads` does not
+        divide a width, or if an attribute is out of range.
     """
+    check_map(x)
+    check_count("size", self.size)
+    check_count("stride", self.stride)
     query, key, value, head_dim = projections(
       self, x, half_tables=False, scaled=False
     )
@@ -84,6 +90,7 @@ class Global(Attention):
     "Side of the maps that the tables of global attention are made for; for"
     " other maps they are resized.",
     least=1,
+    most=MOST_SIDE,
   )
 
   def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:

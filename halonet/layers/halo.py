@@ -13,17 +13,19 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_RATIO, MOST_SIDE, field
 from halonet.layers.base import (
   Attention,
   Norm,
   Site,
+  check_map,
   merge_heads,
   projections,
   relative_table,
 )
 from halonet.layers.sinusoids import sinusoids
 from halonet.ops import dispatch
+from halonet.ops.arguments import check_count
 from halonet.ops.attention import (
   blocked_local_attention,
   blocked_local_attention_weights,
@@ -81,15 +83,19 @@ class HaloAttention(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+  def __call__(self, x: Array) -> Float[Array, "b oh ow v"]:
     """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
     ⌈width/stride⌉, value_features]`.
 
     Raises:
-      ValueError: if `heads` does not divide a width, or there is no such
-        position.
+      ValueError: if x is no floating-point map in a batch, if `heads` does not
+        divide a width, or if an attribute is out of range.
     """
+    check_map(x)
     check_position(self.position)
+    check_count("block_size", self.block_size)
+    check_count("halo_size", self.halo_size, least=0)
+    check_count("stride", self.stride)
     query, key, value, tables = positioned(
       self, x, offsets=num_offsets(self.block_size, self.halo_size)
     )
@@ -173,8 +179,20 @@ def sow_attention(
 class Blocked(Attention):
   """Fields of all attention in blocks."""
 
-  block_size: int = field(8, "Side of an attention block in pixels.", least=1)
-  halo_size: int = field(3, "Width of the halo in pixels.", least=0)
+  block_size: int = field(
+    8,
+    "Side of an attention block in pixels.",
+    least=1,
+    most=MOST_SIDE,
+    sides=2,  # Most of a larger block would be padding.
+  )
+  halo_size: int = field(
+    3,
+    "Width of the halo in pixels.",
+    least=0,
+    most=MOST_SIDE,
+    sides=1,  # From every block it then sees the whole image.
+  )
   attention_implementation: str = field(
     "auto",
     "Form of the attention. It changes no parameter; docs/attention.md"
@@ -200,9 +218,13 @@ class Valued(Attention):
     1.0,
     "Width of the queries and keys over that of the block (r_qk).",
     above=0,
+    most=MOST_RATIO,
   )
   rv: float = field(
-    1.0, "Width of the values over that of the block (r_v).", above=0
+    1.0,
+    "Width of the values over that of the block (r_v).",
+    above=0,
+    most=MOST_RATIO,
   )
   position: str = field(
     "relative",

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_WIDTH, field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Attention,
@@ -19,9 +19,11 @@ from halonet.layers.base import (
   Site,
   average_pool,
   check_heads,
+  check_map,
   project,
 )
 from halonet.layers.layouts import Entries, Layout, Shapes
+from halonet.ops.arguments import check_count
 from halonet.ops.lambdas import local_lambda
 
 
@@ -50,13 +52,17 @@ class LambdaLayer(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+  def __call__(self, x: Array) -> Float[Array, "b oh ow v"]:
     """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
     ⌈width/stride⌉, value_features]`.
 
     Raises:
-      ValueError: if `heads` does not divide a width.
+      ValueError: if x is no floating-point map in a batch, if `heads` does not
+        divide a width, or if an attribute is out of range.
     """
+    check_map(x)
+    check_count("window", self.window)
+    check_count("stride", self.stride)
     heads = self.heads
     check_heads(heads, self.qk_features, self.value_features, half_tables=False)
     depth, value_dim = self.qk_features // heads, self.value_features // heads
@@ -85,10 +91,14 @@ class Lambda(Attention):
   half_tables = False
 
   lambda_window: int = field(
-    9, "Side of the window of the position lambdas in pixels; odd.", least=1
+    9,
+    "Side of the window of the position lambdas in pixels; odd.",
+    least=1,
+    most=2047,  # The kernel has as many rows and columns.
+    sides=2,  # From every pixel it then sees the whole image.
   )
   lambda_depth: int = field(
-    16, "Width of a head's queries, and of the keys.", least=1
+    16, "Width of a head's queries, and of the keys.", least=1, most=MOST_WIDTH
   )
 
   def window(self) -> int:

@@ -11,11 +11,12 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_SIDE, field
 from halonet.layers.base import (
   Norm,
   Site,
   average_pool,
+  check_map,
   merge_heads,
 )
 from halonet.layers.halo import (
@@ -66,14 +67,15 @@ class PerPixelAttention(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+  def __call__(self, x: Array) -> Float[Array, "b oh ow v"]:
     """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
     ⌈width/stride⌉, value_features]`.
 
     Raises:
-      ValueError: if `heads` does not divide a width, or a field is out of
-        range.
+      ValueError: if x is no floating-point map in a batch, if `heads` does not
+        divide a width, or if an attribute is out of range.
     """
+    check_map(x)
     check_per_pixel(self.window_size, self.position, self.content)
     check_count("stride", self.stride)
     query, key, value, tables = positioned(
@@ -107,7 +109,11 @@ class PerPixel(Valued):
   """The operator "per_pixel"."""
 
   window_size: int = field(
-    7, "Side of the window of per-pixel attention in pixels (k).", least=1
+    7,
+    "Side of the window of per-pixel attention in pixels (k).",
+    least=1,
+    most=MOST_SIDE,
+    sides=2,  # From every pixel it then sees the whole image.
   )
   content: bool = field(
     True,

@@ -8,12 +8,13 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import field
+from halonet.fields import MOST_RATIO, MOST_WIDTH, field
 from halonet.layers import layouts
 from halonet.layers.base import (
   Norm,
   Site,
   average_pool,
+  check_map,
   merge_heads,
   position_entries,
   projections,
@@ -23,6 +24,7 @@ from halonet.layers.base import (
 from halonet.layers.halo import Blocked, sow_attention
 from halonet.layers.layouts import Entries, Layout, Shapes
 from halonet.ops import positions
+from halonet.ops.arguments import check_count
 from halonet.ops.attention import blocked_local_attention
 
 
@@ -50,13 +52,18 @@ class TimmHaloAttention(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow v"]:
+  def __call__(self, x: Array) -> Float[Array, "b oh ow v"]:
     """Maps `[batch, height, width, channels]` to `[batch, ⌈height/stride⌉,
     ⌈width/stride⌉, value_features]`.
 
     Raises:
-      ValueError: if `heads` does not divide a width.
+      ValueError: if x is no floating-point map in a batch, if `heads` does not
+        divide a width, or if an attribute is out of range.
     """
+    check_map(x)
+    check_count("block_size", self.block_size)
+    check_count("halo_size", self.halo_size, least=0)
+    check_count("stride", self.stride)
     query, key, value, head_dim = projections(
       self, x, half_tables=False, scaled=True
     )
@@ -97,9 +104,13 @@ class TimmHalo(Blocked):
     "Width of queries and keys over the block's width, rounded to a multiple of"
     " eight per head.",
     above=0,
+    most=MOST_RATIO,
   )
   qk_head_dim: int | None = field(
-    None, "Width of a head's queries, in place of qk_ratio.", least=1
+    None,
+    "Width of a head's queries, in place of qk_ratio.",
+    least=1,
+    most=MOST_WIDTH,
   )
 
   def widths(self, block: Site) -> tuple[int, int]:

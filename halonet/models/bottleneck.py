@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from halonet.fields import field
+from halonet.fields import MOST_WIDTH, field
 from halonet.layers.base import round_to_eight
 
 
@@ -67,6 +67,7 @@ class TimmBottleneck(Bottleneck):
     (),
     "Channels that the blocks of each stage put out, in place of those by rb.",
     least=1,
+    most=MOST_WIDTH,
     kind=tuple[int, ...],
   )
 

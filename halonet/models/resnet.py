@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from halonet.fields import Field
 from halonet.layers import layouts
+from halonet.layers.base import check_map
 from halonet.layers.convolution import dense
 from halonet.layers.layouts import Entries, Shapes
 from halonet.layers.normalization import STATISTICS, BatchNorm
@@ -50,7 +51,7 @@ class ResNet(nn.Module):
     return resnet_spec.owners(name)
 
   def __call__(
-    self, images: Float[Array, "b h w c"], train: bool = False
+    self, images: Array, train: bool = False
   ) -> Float[Array, "b num_classes"]:
     """Classifies images.
 
@@ -62,11 +63,14 @@ class ResNet(nn.Module):
 
     Returns:
       float32 logits, `[batch, num_classes]`.
+
+    Raises:
+      ValueError: if the images are of another shape, or of whole numbers.
     """
     return self._forward(images, train)[1]
 
   def features(
-    self, images: Float[Array, "b h w c"], train: bool = False
+    self, images: Array, train: bool = False
   ) -> dict[str, Float[Array, "b fh fw fc"]]:
     """Returns the output of every stage, by the names in
     `spec.feature_info`.
@@ -78,6 +82,7 @@ class ResNet(nn.Module):
   @nn.compact
   def _forward(self, images, train):
     spec = self.spec
+    check_map(images, "images")
     dtype = jnp.dtype(spec.dtype)
     if dtype == jnp.float64 and not jax.config.jax_enable_x64:
       raise ValueError("dtype is 'float64', which asks for jax_enable_x64")

@@ -6,7 +6,15 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from halonet.fields import Field, field, fields_of
+from halonet.fields import (
+  MOST_BATCH,
+  MOST_CLASSES,
+  MOST_RATIO,
+  MOST_WIDTH,
+  Field,
+  field,
+  fields_of,
+)
 from halonet.layers import operators
 from halonet.layers.base import Operator, Stem
 from halonet.layers.gates import GATES, Gate
@@ -58,23 +66,35 @@ class ResNetSpec:
   """
 
   depths: tuple[int, ...] = field(
-    (3, 3, 10, 3), "Blocks in each stage (l_i).", least=1
+    (3, 3, 10, 3),
+    "Blocks in each stage (l_i).",
+    least=1,
+    total=1000,  # ResNet-1202 has 600.
   )
   base_width: int = field(
     64,
     "Width of the operators in stage 1; each further stage doubles it.",
     least=1,
+    most=MOST_WIDTH,
   )
   stem_width: int | None = field(
-    None, "Width of the stem; base_width if None.", least=1
+    None, "Width of the stem; base_width if None.", least=1, most=MOST_WIDTH
   )
   rb: float = field(
-    1.0, "Width of a block's output over that of its operator (r_b).", above=0
+    1.0,
+    "Width of a block's output over that of its operator (r_b).",
+    above=0,
+    most=MOST_RATIO,
   )
   df: int | None = field(
-    None, "Width of a 1×1 convolution before the pooling (d_f).", least=1
+    None,
+    "Width of a 1×1 convolution before the pooling (d_f).",
+    least=1,
+    most=MOST_WIDTH,
   )
-  num_classes: int = field(1000, "Number of logits.", least=1)
+  num_classes: int = field(
+    1000, "Number of logits.", least=1, most=MOST_CLASSES
+  )
   operators: tuple[str, ...] = field(
     ("halo",),
     "Spatial operators of each stage: names joined by commas, a pattern that"
@@ -132,6 +152,7 @@ class ResNetSpec:
     " neighbours in the batch; 0: the whole batch, over all devices. The"
     " papers' are those of a TPU core.",
     least=0,
+    most=MOST_BATCH,
   )
   batch_norm_momentum: float = field(
     0.9, "Share of the running statistics that a step keeps.", least=0, below=1
@@ -194,11 +215,18 @@ class ResNetSpec:
         width, features = self.bottleneck.widths(
           stage, self.base_width, channels, self.rb
         )
+        name = f"stage{stage + 1}_block{block + 1}"
+        if max(width, features) > MOST_WIDTH:
+          raise ValueError(
+            f"depths is {self.depths}, base_width {self.base_width} and rb"
+            f" {self.rb}, by which {name} has {max(width, features)} channels;"
+            f" there may be at most {MOST_WIDTH}"
+          )
         changes = strided or channels != features
         share = next(count) / max(sum(self.depths) - 1, 1)
         blocks.append(
           BlockSpec(
-            name=f"stage{stage + 1}_block{block + 1}",
+            name=name,
             stage=stage,
             operator=pattern[block % len(pattern)],
             width=width,

@@ -39,12 +39,14 @@ class Classification(Task):
       "Alpha of the beta distribution by which pairs of images are blended; 0:"
       " off. With CutMix as well, each pair gets one or the other.",
       least=0,
+      most=1000,  # The share is then within 0.06 of a half.
     ),
     "data.cutmix": Field(
       0.0,
       "Alpha of the beta distribution of the share that a rectangle of the"
       " partner does not cover; 0: off.",
       least=0,
+      most=1000,  # The share is then within 0.06 of a half.
     ),
   }
 

@@ -26,6 +26,7 @@ import ml_collections
 from halonet.chips import GENERATIONS, find_kind
 from halonet.data import sources
 from halonet.errors import RunError, UsageError
+from halonet.fields import MOST_BATCH, MOST_CLASSES, check_option
 from halonet.tasks.task import make_task
 from halonet.tpu.hlo import Collective, KernelCall, LayerCycles
 from halonet.training import config as config_lib
@@ -193,9 +194,11 @@ def metadata(
     num_classes: number of classes to assume, instead of asking the data set.
 
   Raises:
-    UsageError: if only the data would tell, and they are not there.
+    UsageError: if only the data would tell, and they are not there; or if the
+      number is impossible.
   """
   if num_classes is not None:
+    check_option("num_classes", num_classes, MOST_CLASSES)
     return {"labels": [str(number) for number in range(num_classes)]}
   task = make_task(config)
   try:
@@ -213,10 +216,7 @@ def sized(
     UsageError: as a run on the slice would.
   """
   devices = topology_devices(topology)
-  if per_core_batch < 1:
-    raise UsageError(
-      f"per_core_batch is {per_core_batch}; it must be at least 1"
-    )
+  check_option("per_core_batch", per_core_batch, MOST_BATCH)
   config = config.copy_and_resolve_references()
   config.batch_size = per_core_batch * devices * config.accumulation_steps
   config_lib.check_devices(config, devices)

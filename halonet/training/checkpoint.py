@@ -378,4 +378,6 @@ def _set_aside(path: epath.Path) -> epath.Path:
 def _first_line(error):
   while error.__cause__ is not None:  # Orbax wraps the reason in its own words.
     error = error.__cause__
-  return next(iter(str(error).strip().splitlines()), type(error).__name__)
+  line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+  # TensorStore adds the whole specification of the array.
+  return line.partition(" [tensorstore_spec=")[0]

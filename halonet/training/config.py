@@ -117,7 +117,7 @@ def _build(source, given, texts):
   if config.data.image_size is None:
     with config.data.ignore_type():
       config.data.image_size = registry.get_entry(config.model.name).image_size
-  _check(config)
+  _check(config, fields)
   return config
 
 
@@ -240,8 +240,9 @@ def in_steps(
     number, unit = fields_lib.parse_duration(field, part[last])
     if unit == "epochs":
       steps = round(number * train_size / config.batch_size)
+      steps = max(steps, FIELDS[field].least)
       with part.ignore_type():
-        part[last] = max(steps, FIELDS[field].least)
+        part[last] = _checked(field, FIELDS[field], steps)
   _check_durations(config)
   return config
 
@@ -348,8 +349,8 @@ def _model_error(error, values):
   return f"config.model{separator}{error}"
 
 
-def _check(config):
-  """Raises UsageError if fields contradict one another."""
+def _check(config, fields):
+  """Raises UsageError if values contradict one another."""
   trace = config.profile_steps
   if trace and (len(trace) != 2 or trace[0] > trace[1]):
     raise UsageError(
@@ -362,6 +363,12 @@ def _check(config):
     )
   _check_durations(config)
   _check_randaugment(config.data)
+  values, side = flatten(config), config.data.image_size
+  for name, each in fields.items():
+    try:
+      each.check_side(f"config.{name}", values[name], side)
+    except ValueError as error:
+      raise UsageError(f"{error}, config.data.image_size = {side}") from None
   make_task(config).check()
   fields = config.model.to_dict()
   try:

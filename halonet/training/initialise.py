@@ -22,8 +22,38 @@ from halonet.training.checkpoint import DamagedCheckpoint
 from halonet.training.origin import is_timm
 from halonet.training.restore import restore_model
 from halonet.training.state import TrainState
+from halonet.training.workdir import Workdir
 
 _MOST_NAMED = 5
+
+
+def check_source(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
+  """Raises UsageError if a run is to begin with weights that are not there.
+
+  A run that has a checkpoint goes on without them. Whether the weights can be
+  read and fit, `initial_state` finds out.
+
+  Args:
+    config: complete.
+    workdir: of the run.
+  """
+  init_from, saved = config.init_from, workdir.checkpoints
+  if init_from is None or (
+    saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir())
+  ):
+    return
+  try:
+    if is_timm(init_from):
+      pretrained.find_source(
+        config.model.name, None if init_from == "timm" else init_from
+      )
+    else:
+      origin = Workdir(init_from)
+      origin.config()
+      if not origin.checkpoints.is_dir():
+        raise UsageError("it has no checkpoints yet")
+  except UsageError as error:
+    raise _explained(init_from, error) from None
 
 
 def initial_state(
@@ -74,8 +104,7 @@ def initial_state(
       f"config.init_from is {init_from}: {error.damage}; {advice}"
     ) from error
   except (RunError, ValueError) as error:
-    reason = str(error).removeprefix("--workdir ")
-    raise UsageError(f"config.init_from is {init_from}: {reason}") from error
+    raise _explained(init_from, error) from error
 
   def place(x):
     return jax.make_array_from_process_local_data(replicated(mesh), x, x.shape)
@@ -167,6 +196,11 @@ def transfer(
     for (old, new), number in resized.items()
   ]
   return traverse_util.unflatten_dict(transferred, sep="/"), notes
+
+
+def _explained(init_from, error):
+  reason = str(error).removeprefix("--workdir ")
+  return UsageError(f"config.init_from is {init_from}: {reason}")
 
 
 def _is_head(path, models):

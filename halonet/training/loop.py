@@ -69,6 +69,7 @@ def train(
       return results
     with together():
       config_lib.check_devices(config, make_mesh().shape[DATA])
+      initialise.check_source(config, workdir)
 
     # ----------------------------------------------------------------- data
     source, needs = None, make_task(config).needs

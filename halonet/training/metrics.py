@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import tensorflow as tf
 from clu import metric_writers
 from etils import epath
 
-from halonet.errors import UsageError
+from halonet.errors import RunError, UsageError
 from halonet.training import processes
 from halonet.training.workdir import Workdir
 
@@ -27,7 +28,10 @@ def register_writer(make: Callable[[str], Any]) -> None:
 
 
 class MetricWriter:
-  """Writes scalars to `metrics.jsonl`, for TensorBoard and to all trackers."""
+  """Writes scalars to `metrics.jsonl`, for TensorBoard and to all trackers.
+
+  Raises RunError where it cannot, because the disk is full, say.
+  """
 
   def __init__(self, workdir: Workdir, step: int):
     """Opens both, for a run that goes on after `step` steps.
@@ -38,32 +42,50 @@ class MetricWriter:
     self._path = workdir.metrics
     self._lines = _lines_until(self._path, step)
     self._is_local = workdir.is_local
-    if self._is_local:
-      draft = self._path.with_name(f".{self._path.name}.tmp")
-      draft.write_text("".join(self._lines))
-      draft.replace(self._path)
-      self._file = open(self._path, "a")  # noqa: SIM115  See close.
-    self._writers = [
-      metric_writers.SummaryWriter(str(workdir.tensorboard)),
-      *(make(str(workdir.path)) for make in _TRACKERS),
-    ]
+    with self._explained():
+      if self._is_local:
+        draft = self._path.with_name(f".{self._path.name}.tmp")
+        draft.write_text("".join(self._lines))
+        draft.replace(self._path)
+        self._file = open(self._path, "a")  # noqa: SIM115  See close.
+      self._writers = [
+        metric_writers.SummaryWriter(str(workdir.tensorboard)),
+        *(make(str(workdir.path)) for make in _TRACKERS),
+      ]
 
   def write(self, step: int, **scalars: float) -> None:
-    for writer in self._writers:
-      writer.write_scalars(step, scalars)
     line = json.dumps({"step": step, **scalars}) + "\n"
-    if self._is_local:
-      self._file.write(line)
-      self._file.flush()
-    else:  # Nothing can be appended to an object of a bucket.
-      self._lines.append(line)
-      self._path.write_text("".join(self._lines))
+    with self._explained():
+      if self._is_local:
+        self._file.write(line)
+        self._file.flush()
+      else:  # Nothing can be appended to an object of a bucket.
+        self._lines.append(line)
+        self._path.write_text("".join(self._lines))
+      # Last: TensorFlow prints lines of its own where the disk is full.
+      for writer in self._writers:
+        writer.write_scalars(step, scalars)
 
   def close(self) -> None:
-    for writer in self._writers:
-      writer.close()
-    if self._is_local:
-      self._file.close()
+    with self._explained():
+      try:
+        for writer in self._writers:
+          writer.close()
+      finally:
+        if self._is_local:
+          self._file.close()
+
+  @contextlib.contextmanager
+  def _explained(self):
+    try:
+      yield
+    except (OSError, tf.errors.OpError) as error:  # The second of TensorBoard.
+      reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+      reason = reason.rpartition("}} ")[2]  # After TensorFlow's own name of it.
+      raise RunError(
+        f"figures cannot be written in {self._path.parent}: {reason}; mend the"
+        " cause and give the same command again"
+      ) from error
 
 
 class _NoWriter:

@@ -1,6 +1,12 @@
 """Every field of a training config but those of its task and its model."""
 
-from halonet.fields import Duration, Field
+from halonet.fields import (
+  MOST_BATCH,
+  MOST_SIDE,
+  MOST_STEPS,
+  Duration,
+  Field,
+)
 
 FIELDS = {
   "seed": Field(
@@ -9,13 +15,18 @@ FIELDS = {
     least=0,
     most=2**31 - 1,
   ),
-  "steps": Field(1000, "Optimizer steps.", kind=Duration, least=1),
-  "batch_size": Field(64, "Images per step, over all devices.", least=1),
+  "steps": Field(
+    1000, "Optimizer steps.", kind=Duration, least=1, most=MOST_STEPS
+  ),
+  "batch_size": Field(
+    64, "Images per step, over all devices.", least=1, most=MOST_BATCH
+  ),
   "accumulation_steps": Field(
     1,
     "Parts in which a device computes its share of a batch, one after another,"
     " to need less memory.",
     least=1,
+    most=MOST_BATCH,  # A part has at least an image.
     changeable=True,
   ),
   "task": Field("classification", "What is learned."),
@@ -59,6 +70,7 @@ FIELDS = {
     "Side of the model's input in pixels; the model's own if None.",
     kind=int | None,
     least=1,
+    most=MOST_SIDE,
     example=224,
   ),
   "data.mean": Field(
@@ -80,7 +92,10 @@ FIELDS = {
   ),
   "data.flip": Field(True, "Mirrors every other image at random."),
   "data.randaugment_layers": Field(
-    0, "RandAugment's operations per image; 0: off.", least=0
+    0,
+    "RandAugment's operations per image; 0: off.",
+    least=0,
+    most=100,  # RandAugment's own search ends at 3.
   ),
   "data.randaugment_policy": Field(
     "autoaugment",
@@ -93,9 +108,13 @@ FIELDS = {
     "Magnitude of RandAugment's operations; at most 10 with the policy"
     " autoaugment.",
     least=0,
+    most=100,  # The scale's full strength is 10; models are published up to 31.
   ),
   "data.randaugment_std": Field(
-    0.0, "Standard deviation of RandAugment's magnitude.", least=0
+    0.0,
+    "Standard deviation of RandAugment's magnitude.",
+    least=0,
+    most=100,  # As the magnitude itself.
   ),
   "data.random_erasing": Field(
     0.0,
@@ -129,6 +148,7 @@ FIELDS = {
     10_000,
     "Encoded images held in memory to be shuffled, over all processes.",
     least=1,
+    most=10**9,  # More than the largest data sets have.
   ),
   "optimizer.name": Field(
     "sgd", "SGD with Nesterov momentum, or AdamW.", choices=("sgd", "adamw")
@@ -146,7 +166,7 @@ FIELDS = {
     most=1,
   ),
   "optimizer.warmup_steps": Field(
-    100, "Steps of the warm-up.", kind=Duration, least=0
+    100, "Steps of the warm-up.", kind=Duration, least=0, most=MOST_STEPS
   ),
   "optimizer.momentum": Field(0.9, "Momentum of SGD.", least=0, below=1),
   "optimizer.weight_decay": Field(
@@ -169,18 +189,30 @@ FIELDS = {
     "Steps between lines of progress.",
     kind=Duration,
     least=1,
+    most=MOST_STEPS,
     changeable=True,
   ),
   "eval_every": Field(
-    500, "Steps between evaluations.", kind=Duration, least=1, changeable=True
+    500,
+    "Steps between evaluations.",
+    kind=Duration,
+    least=1,
+    most=MOST_STEPS,
+    changeable=True,
   ),
   "checkpoint_every": Field(
-    500, "Steps between checkpoints.", kind=Duration, least=1, changeable=True
+    500,
+    "Steps between checkpoints.",
+    kind=Duration,
+    least=1,
+    most=MOST_STEPS,
+    changeable=True,
   ),
   "keep_checkpoints": Field(
     3,
     "Latest checkpoints to keep, beside the best one that was evaluated.",
     least=1,
+    most=MOST_STEPS,
     changeable=True,
   ),
   "compilation_cache": Field(
@@ -195,6 +227,7 @@ FIELDS = {
     "First and last step of a profiler trace, or ().",
     kind=tuple[int, ...],
     least=1,
+    most=MOST_STEPS,
     changeable=True,
   ),
 }

@@ -1,15 +1,21 @@
 """Attention layers against their formulas."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
 from halonet.layers.global_attention import GlobalAttention
 from halonet.layers.halo import HaloAttention
+from halonet.layers.lambda_layer import LambdaLayer
 from halonet.layers.per_pixel import PerPixelAttention
 from halonet.layers.sinusoids import sinusoids
+from halonet.layers.timm_halo import TimmHaloAttention
 from halonet.ops.attention import global_attention, per_pixel_attention
 from halonet.parallel import make_mesh
 from tests.ops import reference
@@ -302,3 +308,40 @@ def test_sinusoids_tell_all_pixels_apart():
 def test_impossible_layers_are_named(layer, words):
   with pytest.raises(ValueError, match=words):
     layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))
+
+
+SIZES = "heads", "block_size", "halo_size", "window_size", "size", "window"
+LAYERS = (
+  HaloAttention(2, 4, 1),
+  TimmHaloAttention(2, 4, 1),
+  PerPixelAttention(2, 3),
+  GlobalAttention(2, 4),
+  LambdaLayer(2, 3, functools.partial(nn.BatchNorm, True), 8, 8),
+)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda x: type(x).__name__)
+def test_impossible_maps_are_named(layer):
+  """Also where no types are checked."""
+  for x, words in (
+    (jnp.ones((4, 4, 8)), "add a batch axis with x[None]"),
+    (jnp.ones((4, 8)), "channels], not [4, 8]"),
+    (jnp.ones((1, 4, 4, 8), jnp.uint8), "x has dtype uint8"),
+  ):
+    with pytest.raises(ValueError, match=re.escape(words)):
+      layer.init(jax.random.key(0), x)
+
+
+@pytest.mark.parametrize(
+  "layer, field",
+  [
+    (layer, field)
+    for layer in LAYERS
+    for field in SIZES
+    if hasattr(layer, field)
+  ],
+)
+def test_impossible_sizes_are_named(layer, field):
+  layer = layer.clone(**{field: -1})
+  with pytest.raises(ValueError, match=f"{field} is -1; it must be a whole"):
+    layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 8)))

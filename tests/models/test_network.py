@@ -1,6 +1,9 @@
 """What a network does beside its values: groups in training, memory."""
 
 import functools
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -124,3 +127,59 @@ def test_rematerialisation_keeps_what_it_says():
   # pixels with 4 channels, and of 3×4 pixels with 8.
   assert kept["block"] - kept["stage"] == 4 * (6 * 8 * 4 + 3 * 4 * 8)
   assert kept["block"] < kept["none"] / 3
+
+
+@pytest.mark.parametrize("method", [None, "features"])
+@pytest.mark.parametrize(
+  "images, words",
+  [
+    (
+      jnp.ones((64, 64, 3)),
+      "images must be [batch, height, width, channels], not [64, 64, 3]; add a"
+      " batch axis with images[None]",
+    ),
+    (jnp.ones((64, 64)), "channels], not [64, 64]"),
+    (jnp.ones((1, 64, 64, 3), jnp.uint8), "images has dtype uint8; it must be"),
+  ],
+)
+def test_impossible_images_are_named(images, words, method):
+  model = create()
+  with pytest.raises(ValueError, match=re.escape(words)):
+    model.init(jax.random.key(0), images, method=method)
+
+
+def test_images_are_checked_without_checks_of_types():
+  """As in a program that is no test."""
+  script = """
+import jax, jax.numpy as jnp, halonet
+from halonet.layers.global_attention import GlobalAttention
+from halonet.layers.halo import HaloAttention
+from halonet.layers.per_pixel import PerPixelAttention
+from halonet.layers.timm_halo import TimmHaloAttention
+model = halonet.create_model("halonet_h0", depths=(1,), heads=(2,))
+for layer, shape in (
+  (model, (64, 64, 3)),
+  (HaloAttention(2, 4, 1), (4, 4, 8)),
+  (HaloAttention(2, 8.0, 1), (1, 4, 4, 8)),
+  (TimmHaloAttention(2, 8, 1.0), (1, 4, 4, 8)),
+  (PerPixelAttention(2, 3.0), (1, 4, 4, 8)),
+  (GlobalAttention(2.0, 4), (1, 4, 4, 8)),
+):
+  try:
+    layer.init(jax.random.key(0), jnp.ones(shape))
+  except ValueError as error:
+    print(error)
+"""
+  output = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, check=True
+  ).stdout
+  assert output.splitlines() == [
+    "images must be [batch, height, width, channels], not [64, 64, 3]; add a"
+    " batch axis with images[None]",
+    "x must be [batch, height, width, channels], not [4, 4, 8]; add a batch"
+    " axis with x[None]",
+    "block_size is 8.0; it must be a whole number of at least 1",
+    "halo_size is 1.0; it must be a whole number of at least 0",
+    "window_size is 3.0; it must be a whole number of at least 1",
+    "heads is 2.0; it must be a whole number of at least 1",
+  ]

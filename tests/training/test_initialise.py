@@ -22,6 +22,7 @@ from halonet.training import optimizer as optimizer_lib
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.restore import restore_model
 from halonet.training.state import TrainState, make_init
+from halonet.training.workdir import Workdir
 from tests.layers.test_base import resize
 
 SMALL = dict(depths=(1, 1), heads=(2, 2), base_width=8, num_classes=5)
@@ -374,3 +375,13 @@ def test_tables_of_even_windows_are_refused(sizes):
   words = rf"relative_height is \({sizes[0]}, 2\), not \({sizes[1]}, 2\), and"
   with pytest.raises(UsageError, match=words):
     transfer(source, target)
+
+
+def test_a_run_with_a_checkpoint_goes_on_without_its_origin(tmp_path):
+  config = ml_collections.ConfigDict({"init_from": str(tmp_path / "gone")})
+  workdir = Workdir(str(tmp_path))
+  workdir.checkpoints.mkdir()
+  with pytest.raises(UsageError, match="gone: .* is not the folder of a run"):
+    initialise.check_source(config, workdir)
+  (workdir.checkpoints / "20").mkdir()
+  initialise.check_source(config, workdir)
