@@ -148,7 +148,8 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
   Grey becomes equal channels and CMYK becomes RGB as in Pillow. 16 bits are cut
   to the upper 8. An animation gives its first image.
   """
-  return upright(_decode_stored(encoded), orientation(encoded))
+  image, turn = _decode_stored(encoded), orientation(encoded)
+  return tf.cond(turn > 1, lambda: upright(image, turn), lambda: image)
 
 
 def _decode_stored(encoded):
@@ -172,9 +173,8 @@ def decode_crop(
   Returns:
     uint8 `[height, width, 3]`, upright, and its geometry.
   """
-  turn = orientation(encoded)
 
-  def jpeg():
+  def jpeg(turn):
     size = upright_size(tf.io.extract_jpeg_shape(encoded)[:2], turn)
     wanted = window(size[0], size[1])
     stored = stored_window(wanted, size, turn)
@@ -204,15 +204,29 @@ def decode_crop(
     image = tf.switch_case(index, [reduced(ratio) for ratio in (1, 2, 4, 8)])
     return image, geometry
 
-  def other():
+  def other(turn):
     image = _decode_stored(encoded)
     size = upright_size(tf.shape(image)[:2], turn)
     wanted = window(size[0], size[1])
     stored = stored_window(wanted, size, turn)
     return crop(image, stored), _geometry(size, wanted)
 
-  image, geometry = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
-  return tf.ensure_shape(upright(image, turn), (None, None, 3)), geometry
+  def part(turn):
+    is_jpeg = tf.io.is_jpeg(encoded)
+    return tf.cond(is_jpeg, lambda: jpeg(turn), lambda: other(turn))
+
+  # A function of its own, so that TensorFlow does not walk through all of this
+  # for images that are upright as they are, which are most.
+  @functools.partial(
+    tf.function, autograph=False, experimental_attributes={"_noinline": True}
+  )
+  def turned():
+    image, geometry = part(turn)
+    return upright(image, turn), geometry
+
+  turn = orientation(encoded)
+  image, geometry = tf.cond(turn > 1, turned, lambda: part(None))
+  return tf.ensure_shape(image, (None, None, 3)), geometry
 
 
 def crop(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
