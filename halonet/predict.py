@@ -67,7 +67,8 @@ def main() -> None:
     predictor = inference.of_run(arguments.workdir, arguments.step)
   pixel = pictures.parse_pixel(arguments.pixel, images[0], predictor)
   for path, image in zip(arguments.images, images, strict=True):
-    print(path)
+    # A name may be no UTF-8.
+    print(path.encode(errors="backslashreplace").decode())
     for answer in predictor.predict(image, arguments.top):
       print(f"  {answer}")
   if arguments.attention:

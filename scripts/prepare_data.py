@@ -47,6 +47,7 @@ def main() -> None:
 
   names = "name", "data_dir", "train_split"
   data = ml_collections.ConfigDict({x: getattr(arguments, x) for x in names})
+  data.skip_corrupt = arguments.verify  # It names them all.
   source = sources.describe(data, needs={})
   builder = getattr(source, "builder", None)
   if builder and not builder.is_prepared():
@@ -60,7 +61,7 @@ def main() -> None:
   test_split = arguments.test_split or default_test_split(data, source)
   splits = {"train_split": arguments.train_split, "test_split": test_split}
   print(f"{source.name} in {source.location}: {', '.join(source.features)}")
-  bad = []
+  bad = {}
   for field, name in splits.items():
     split = source.split(field, name)
     check_files(split)
@@ -69,11 +70,12 @@ def main() -> None:
       flush=True,
     )
     if arguments.verify:
-      bad += verify(name, split)
+      bad |= verify(name, split)
   if bad:
+    places = "; ".join(list(bad)[:10]) + ("; …" if len(bad) > 10 else "")
     raise RunError(
-      f"{len(bad)} images cannot be decoded: {'; '.join(bad[:10])}. Mend them,"
-      " or train with config.data.skip_corrupt=true"
+      f"{sum(bad.values())} images cannot be decoded: {places}. Mend them, or"
+      " train with config.data.skip_corrupt=true"
     )
   options = [f"--config.data.name={arguments.name}"]
   if arguments.data_dir:
@@ -146,8 +148,8 @@ def check_files(split) -> None:
     )
 
 
-def verify(name, split) -> list[str]:
-  """Decodes every image of a split and returns the places of corrupt ones."""
+def verify(name, split) -> dict[str, int]:
+  """Decodes every image of a split; counts those that cannot be, by place."""
   import numpy as np
 
   from halonet.data import preprocessing
@@ -163,36 +165,41 @@ def verify(name, split) -> list[str]:
   parts = tf.data.Dataset.from_tensor_slices(
     (shards, split.skips, split.sizes, numbers)
   )
+
+  def examples(shard, skip, take, number):
+    # After an error, nothing of a file is left to read.
+    return split.read(shard, skip, take).ignore_errors().enumerate(number)
+
   results = (
-    parts.flat_map(lambda *part: split.read(*part[:3]).enumerate(part[3]))
+    parts.flat_map(examples)
     .map(corrupt, num_parallel_calls=CORES)
     .prefetch(CORES)
   )
-  bad, done = [], 0
-  started = said = time.perf_counter()
-  try:
-    for number, is_corrupt in results.as_numpy_iterator():
-      done += 1
-      if is_corrupt:
-        bad.append(split.where(int(number)))
-      now = time.perf_counter()
-      if now - said > 5 or done == split.size:
-        said = now
-        rate = done / (now - started)
-        print(
-          f"{name}: {done} of {split.size} decoded, {len(bad)} corrupt,"
-          f" {rate:.0f} images/s, {(split.size - done) / rate:.0f} s left",
-          flush=True,
-        )
-  except tf.errors.OpError as error:
-    reason = error.message.strip().splitlines()[0]
-    raise RunError(
-      f"{name}: the file after {split.where(done)} cannot be read: {reason}"
-    ) from error
-  if done != split.size:
-    raise RunError(
-      f"{name} has {done} images, and its description says {split.size}"
+  read, bad = np.zeros(split.size, bool), {}
+
+  def say(now):
+    rate = read.sum() / (now - started)
+    left = f"{(split.size - read.sum()) / rate:.0f} s left" if rate else ""
+    print(
+      f"{name}: {read.sum()} of {split.size} decoded, {len(bad)} corrupt,"
+      f" {rate:.0f} images/s, {left}",
+      flush=True,
     )
+
+  started = said = time.perf_counter()
+  for number, is_corrupt in results.as_numpy_iterator():
+    read[number] = True
+    if is_corrupt:
+      bad[split.where(int(number))] = 1
+    if (now := time.perf_counter()) - said > 5:
+      said = now
+      say(now)
+  say(time.perf_counter())
+  for shard, lost in enumerate(np.add.reduceat(~read, numbers, dtype=int)):
+    if lost:
+      first = numbers[shard] + split.sizes[shard] - lost
+      rest = " and the rest of it" if lost > 1 else ""
+      bad[split.where(int(first)) + rest] = int(lost)
   return bad
 
 

@@ -1,10 +1,12 @@
 """scripts/prepare_data.py prepares, checks, and says what is missing."""
 
 import importlib.util
+import os
 import pathlib
 import shutil
 
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -57,6 +59,46 @@ def test_a_folder_is_verified(prepare_data, photos, tmp_path):
   code, output, complaint = prepare_data(*words, "--verify")
   assert code == 1 and "val: 11 of 11 decoded, 1 corrupt" in output
   assert f"error: 1 images cannot be decoded: {damaged}. Mend" in complaint
+
+
+def test_every_damaged_file_of_a_folder_is_counted(
+  prepare_data, photos, tmp_path
+):
+  shutil.copytree(photos, tmp_path / "photos")
+  folder = tmp_path / "photos" / "train" / "china"
+  (folder / "002.JPEG").write_bytes(b"\xff\xd8\xff no more")
+  (folder / "003a.jpg").symlink_to("nowhere")
+  (folder / "003b.jpg").mkdir()
+  os.mkfifo(folder / "003c.jpg")
+  (folder / "004.JPEG").write_bytes(b"")
+  Image.new("1", (9, 9)).save(folder / "005.bmp")
+  words = ("folder", f"--data_dir={tmp_path / 'photos'}")
+  code, output, complaint = prepare_data(*words, "--verify")
+  assert code == 1 and complaint.count("\n") == 1
+  assert "train: 41 of 41 decoded, 6 corrupt" in output
+  assert "val: 11 of 11 decoded, 0 corrupt" in output
+  names = ("002.JPEG", "003a.jpg", "003b.jpg", "003c.jpg", "004.JPEG")
+  places = "; ".join(f"{folder / name}" for name in (*names, "005.bmp"))
+  assert f"error: 6 images cannot be decoded: {places}. Mend them" in complaint
+  # Without looking inside, only the first that is no file.
+  code, _, complaint = prepare_data(*words)
+  assert code == 2 and f"{folder / '003a.jpg'} is a dangling link" in complaint
+
+
+def test_damaged_records_do_not_end_the_check(prepare_data, data_dir, tmp_path):
+  shutil.copytree(f"{data_dir}/digits", tmp_path / "digits")
+  (file,) = (tmp_path / "digits").rglob("*-train.tfrecord*")
+  # The second record's length no longer fits its checksum.
+  whole = file.read_bytes()
+  second = 16 + int.from_bytes(whole[:8], "little")
+  file.write_bytes(whole[:second] + b"\1" + whole[second + 1 :])
+  words = ("digits", f"--data_dir={tmp_path}", "--verify")
+  code, output, complaint = prepare_data(*words)
+  assert code == 1 and complaint.count("\n") == 1
+  assert "train: 1 of 1347 decoded, 0 corrupt" in output
+  assert "test: 450 of 450 decoded, 0 corrupt" in output
+  place = f"record 1 of {file} and the rest of it"
+  assert f"error: 1346 images cannot be decoded: {place}. Mend" in complaint
 
 
 def test_missing_files_are_noticed(prepare_data, data_dir, tmp_path):

@@ -1,5 +1,7 @@
 """Folders of image files: `DIR/SPLIT/CLASS/image.jpg`."""
 
+import logging
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -8,6 +10,8 @@ import ml_collections
 from halonet.data.runtime import tf
 from halonet.data.sources import Source, Split
 from halonet.errors import UsageError
+
+_LOGGER = logging.getLogger(__name__)
 
 # The formats that TensorFlow decodes.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -28,8 +32,11 @@ class FolderSource(Source):
     self.location = str(data.data_dir)
     self._train = data.train_split
     self._needs = needs
+    self._skip_corrupt = data.get("skip_corrupt", False)
+    self._strangers = set()  # Paths that are no files.
     self._listed = self._list("train_split", data.train_split)
     self.classes = {"label": list(self._listed)}
+    self._warn()
 
   def split(self, field: str, name: str) -> Split:
     folder, labels = f"{self.location}/{name}", self.classes["label"]
@@ -51,7 +58,9 @@ class FolderSource(Source):
         f" ({', '.join(_SUFFIXES)})"
       )
     files, numbers = zip(*pairs, strict=True)
-    names, numbers = tf.constant(files), tf.constant(numbers, tf.int64)
+    # What is no file is never opened: an empty one is just as corrupt.
+    names = [os.devnull if file in self._strangers else file for file in files]
+    names, numbers = tf.constant(names), tf.constant(numbers, tf.int64)
 
     def read_one(shard):
       example = {"image": tf.io.read_file(tf.gather(names, shard))}
@@ -65,14 +74,13 @@ class FolderSource(Source):
     """Lists a split's image files by class, both sorted by name."""
     folder = f"{self.location}/{name}"
     try:
-      names = tf.io.gfile.listdir(folder)
       # On gs://, names of folders end with a slash.
-      names = sorted(item.rstrip("/") for item in names if item[0] != ".")
+      names = sorted(item.rstrip("/") for item in _names(folder))
       classes = {
         item: sorted(
           f"{folder}/{item}/{file}"
-          for file in tf.io.gfile.listdir(f"{folder}/{item}")
-          if file.lower().endswith(_SUFFIXES) and file[0] != "."
+          for file in _names(f"{folder}/{item}")
+          if file.lower().endswith(_SUFFIXES)
         )
         for item in names
         if tf.io.gfile.isdir(f"{folder}/{item}")
@@ -86,8 +94,65 @@ class FolderSource(Source):
         f"config.data.{field}: {folder} cannot be read:"
         f" {error.message.splitlines()[0]}"
       ) from None
+    except UnicodeDecodeError as error:
+      raise UsageError(
+        f"config.data.{field}: {folder} holds the name {error.object!r}, which"
+        " is no UTF-8; rename the file"
+      ) from None
     if not classes:
       raise UsageError(
         f"config.data.{field}: {folder} holds no folders of classes"
       )
+    for label, files in classes.items():
+      if len(label.splitlines()) > 1:
+        raise UsageError(
+          f"config.data.{field}: {folder} has a class with a line break in its"
+          f" name, {label!r}; rename the folder"
+        )
+      strangers = _no_files(f"{folder}/{label}").intersection(files)
+      if strangers and not self._skip_corrupt:
+        first = min(strangers)
+        what = "a dangling link" if os.path.islink(first) else "no file"
+        raise UsageError(
+          f"config.data.{field}: {first} is {what}; remove it, or set"
+          " config.data.skip_corrupt=true to count and leave out such images"
+        )
+      self._strangers |= strangers
     return classes
+
+  def _warn(self):
+    empty = [label for label, files in self._listed.items() if not files]
+    folder = f"{self.location}/{self._train}"
+    if empty and len(empty) < len(self._listed):
+      _LOGGER.warning(
+        "%s: classes without images, which the model has all the same: %d, such"
+        " as %s",
+        folder,
+        len(empty),
+        empty[0],
+      )
+    if len(self._listed) == 1 and "label" in self._needs:
+      _LOGGER.warning(
+        "%s holds one class only, %s: there is nothing to tell apart",
+        folder,
+        *self._listed,
+      )
+
+
+def _names(folder):
+  """Lists a folder without what is hidden."""
+  return [item for item in tf.io.gfile.listdir(folder) if item[0] != "."]
+
+
+def _no_files(folder):
+  """Lists the paths in a folder that lead to no file; gs:// has only files."""
+  if "://" in folder:
+    return set()
+  with os.scandir(folder) as entries:
+    # A listing tells files from others at no cost, but not where links lead.
+    return {
+      f"{folder}/{entry.name}"
+      for entry in entries
+      if not entry.is_file(follow_symlinks=False)
+      and not (entry.is_symlink() and os.path.isfile(entry.path))
+    }

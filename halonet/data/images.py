@@ -1,12 +1,15 @@
 """Reads image files of any kind and size, and prepares them for a model."""
 
+import io
 import pathlib
+import warnings
 
 import ml_collections
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from halonet.data import preprocessing
+from halonet.data.orientation import orientation, upright
 from halonet.data.runtime import tf
 from halonet.errors import UsageError
 
@@ -14,35 +17,59 @@ from halonet.errors import UsageError
 def read_image(path: str | pathlib.Path) -> Image.Image:
   """Reads an image file as RGB.
 
-  The orientation that cameras record is applied, and transparency is laid on
-  white. Grey of 16 bits keeps the upper 8. Floating-point grey of 0 … 1 is
-  scaled to 0 … 255, and kept if it goes beyond 1.
+  The orientation that cameras record is applied, as in training, and
+  transparency is laid on white. Grey of 16 bits keeps the upper 8.
+  Floating-point grey of 0 … 1 is scaled to 0 … 255, and kept if it goes
+  beyond 1.
 
   Raises:
-    UsageError: if there is no such file, or it holds no image.
+    UsageError: if there is no such file, or it holds no image or one of more
+      than 178,956,970 pixels.
   """
+  path = pathlib.Path(path)
+  if path.exists() and not path.is_file():
+    # A pipe would be waited for without end.
+    raise UsageError(f"{path} is no file; name an image file")
   try:
-    with Image.open(path) as image:
-      image = ImageOps.exif_transpose(image)
-      if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = _eight_bits(np.asarray(image, np.float64), image.mode)
-        return Image.fromarray(grey).convert("RGB")
-      if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-      return image.convert("RGB")
+    with warnings.catch_warnings():
+      # Pillow warns from half of its limit on.
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      return _upright_rgb(path.read_bytes())
   except FileNotFoundError:
     raise UsageError(f"there is no file {path}") from None
   except UnidentifiedImageError:
     raise UsageError(f"{path} is no image that Pillow knows") from None
+  except Image.DecompressionBombError:
+    raise UsageError(
+      f"image {path} has more than 178,956,970 pixels; make it smaller"
+    ) from None
   except (
     OSError,
     ValueError,
     SyntaxError,  # Pillow's, of a broken PNG.
-    Image.DecompressionBombError,
   ) as error:
     raise UsageError(f"image {path} cannot be read: {error}") from None
+
+
+def _upright_rgb(encoded):
+  with Image.open(io.BytesIO(encoded)) as image:
+    if image.format not in ("JPEG", "MPO", "PNG"):
+      # Training knows no orientation of other formats.
+      return _rgb(ImageOps.exif_transpose(image))
+    turn = orientation(tf.constant(encoded))
+    pixels = tf.constant(np.asarray(_rgb(image)))
+    return Image.fromarray(upright(pixels, turn).numpy())
+
+
+def _rgb(image):
+  if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    grey = _eight_bits(np.asarray(image, np.float64), image.mode)
+    return Image.fromarray(grey).convert("RGB")
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+  return image.convert("RGB")
 
 
 def _eight_bits(grey, mode):

@@ -192,6 +192,9 @@ def _what_is_wrong(split, records_of, number, error):
 
 def _first_line(error):
   line = error.message.strip().splitlines()[0]
+  if "Number of channels inherent in the image" in line:
+    # A BMP's bits a pixel, divided by 8.
+    return "a BMP must have 8, 24 or 32 bits a pixel"
   # Without the names of TensorFlow's own parts around it.
   return re.sub(r"^\{\{.*\}\} | \[Op:.*$", "", line)
 

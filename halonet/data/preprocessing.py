@@ -17,6 +17,12 @@ import ml_collections
 import numpy as np
 
 from halonet.data.erasing import random_erasing
+from halonet.data.orientation import (
+  orientation,
+  stored_window,
+  upright,
+  upright_size,
+)
 from halonet.data.randaugment import randaugment
 from halonet.data.runtime import tf
 
@@ -27,7 +33,7 @@ class Geometry(NamedTuple):
   """Where the pixels of a preprocessed image come from.
 
   The window is resized to the whole result. What RandAugment moves is not
-  recorded.
+  recorded. The source image is the upright one, whichever way it is stored.
 
   Attributes:
     size: height and width of the source image, int32 `[2]`.
@@ -44,8 +50,8 @@ def map_boxes(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:
   """Moves boxes from the source image to the preprocessed one.
 
   Args:
-    boxes: top, left, bottom and right as shares of the image's height and
-      width, as in TFDS, float32 `[..., 4]`. A point is a box of no size.
+    boxes: top, left, bottom and right as shares of the upright image's height
+      and width, as in TFDS, float32 `[..., 4]`. A point is a box of no size.
     geometry: what `train_image` or `test_image` returned.
 
   Returns:
@@ -88,7 +94,7 @@ def train_image(
     image = resize_crop(image, config.image_size)
   else:
     image = decode(encoded)
-    geometry = _geometry(tf.shape(image)[0], tf.shape(image)[1])
+    geometry = _geometry(tf.shape(image)[:2])
     image = resize(image, config)
   # The resized image is usually the smaller one, and its shape is known.
   flip = tf.random.stateless_uniform([], flip_seed) < 0.5
@@ -130,18 +136,23 @@ def resize_test(
   return _round(resize(image, config))
 
 
-def _geometry(height, width, window=None):
+def _geometry(size, window=None):
   if window is None:
-    window = tf.stack([0, 0, height, width])
-  return Geometry(tf.stack([height, width]), window, tf.constant(False))
+    window = tf.concat([[0, 0], size], 0)
+  return Geometry(size, window, tf.constant(False))
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-  """Decodes to uint8 `[height, width, 3]`, whatever the format.
+  """Decodes to uint8 `[height, width, 3]`, upright, whatever the format.
 
   Grey becomes equal channels and CMYK becomes RGB as in Pillow. 16 bits are cut
   to the upper 8. An animation gives its first image.
   """
+  image, turn = _decode_stored(encoded), orientation(encoded)
+  return tf.cond(turn > 1, lambda: upright(image, turn), lambda: image)
+
+
+def _decode_stored(encoded):
   return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
@@ -154,18 +165,19 @@ def decode_crop(
 
   Args:
     encoded: as for `train_image`.
-    window: function from an image's height and width to row, column, height
-      and width of the wanted part, int32 `[4]`.
+    window: function from the upright image's height and width to row, column,
+      height and width of the wanted part, int32 `[4]`.
     least_size: if given, a JPEG's window may come reduced by 2, 4 or 8, as long
       as its sides keep this many pixels.
 
   Returns:
-    uint8 `[height, width, 3]`, and its geometry.
+    uint8 `[height, width, 3]`, upright, and its geometry.
   """
 
-  def jpeg():
-    height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(encoded))
-    wanted = window(height, width)
+  def jpeg(turn):
+    size = upright_size(tf.io.extract_jpeg_shape(encoded)[:2], turn)
+    wanted = window(size[0], size[1])
+    stored = stored_window(wanted, size, turn)
 
     def reduced(ratio):
       # The window counts pixels of the reduced image. Rounding it down moves
@@ -173,7 +185,7 @@ def decode_crop(
       # the resized image.
       return lambda: tf.io.decode_and_crop_jpeg(
         encoded,
-        wanted // ratio,
+        stored // ratio,
         channels=3,
         ratio=ratio,
         # As fast as the default, and the pixels are Pillow's. Leaving out
@@ -181,7 +193,7 @@ def decode_crop(
         dct_method="INTEGER_ACCURATE",
       )
 
-    geometry = _geometry(height, width, wanted)
+    geometry = _geometry(size, wanted)
     if least_size is None:
       return reduced(1)(), geometry
     # A reduced image is decoded from the lower frequencies alone: at half the
@@ -192,13 +204,28 @@ def decode_crop(
     image = tf.switch_case(index, [reduced(ratio) for ratio in (1, 2, 4, 8)])
     return image, geometry
 
-  def other():
-    image = decode(encoded)
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    wanted = window(height, width)
-    return crop(image, wanted), _geometry(height, width, wanted)
+  def other(turn):
+    image = _decode_stored(encoded)
+    size = upright_size(tf.shape(image)[:2], turn)
+    wanted = window(size[0], size[1])
+    stored = stored_window(wanted, size, turn)
+    return crop(image, stored), _geometry(size, wanted)
 
-  image, geometry = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+  def part(turn):
+    is_jpeg = tf.io.is_jpeg(encoded)
+    return tf.cond(is_jpeg, lambda: jpeg(turn), lambda: other(turn))
+
+  # A function of its own, so that TensorFlow does not walk through all of this
+  # for images that are upright as they are, which are most.
+  @functools.partial(
+    tf.function, autograph=False, experimental_attributes={"_noinline": True}
+  )
+  def turned():
+    image, geometry = part(turn)
+    return upright(image, turn), geometry
+
+  turn = orientation(encoded)
+  image, geometry = tf.cond(turn > 1, turned, lambda: part(None))
   return tf.ensure_shape(image, (None, None, 3)), geometry
 
 

@@ -50,7 +50,9 @@ class Split:
     from halonet.data.runtime import tf
 
     def read(shard, skip, take):
-      return tf.data.Dataset.from_tensors(read_one(shard)).skip(skip).take(take)
+      # Mapped, so that a file that cannot be read fails as its example does.
+      example = tf.data.Dataset.from_tensors(shard).map(read_one)
+      return example.skip(skip).take(take)
 
     files = np.array(files)
     zeros = np.zeros(len(files), np.int64)

@@ -261,8 +261,10 @@ def load_preprocessing(name: str, source: str | None = None) -> Preprocessing:
   try:
     config = json.loads(path.read_text())
     config = config.get("pretrained_cfg", config)
+    channels, height, width = config["input_size"]
+    crop_mode = config.get("crop_mode") or "center"
     preprocessing = Preprocessing(
-      image_size=config["input_size"][-1],
+      image_size=width,
       crop=config["crop_pct"],
       mean=tuple(config["mean"]),
       std=tuple(config["std"]),
@@ -272,6 +274,15 @@ def load_preprocessing(name: str, source: str | None = None) -> Preprocessing:
     raise UsageError(
       f"weights: {path} does not say what images they expect: {error!r}"
     ) from None
+  if channels != 3 or height != width:
+    raise UsageError(
+      f"weights: {path}: input_size is {config['input_size']}; images must be"
+      " square and of 3 channels, such as [3, 256, 256]"
+    )
+  if crop_mode != "center":
+    raise UsageError(
+      f"weights: {path}: crop_mode is {crop_mode!r}; only 'center' is supported"
+    )
   if preprocessing.interpolation not in ("bicubic", "bilinear"):
     raise UsageError(
       f"weights: {path}: interpolation is {preprocessing.interpolation!r}; it"

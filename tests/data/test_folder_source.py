@@ -1,5 +1,7 @@
 """Folders of image files, and what is said of wrong ones."""
 
+import os
+
 import ml_collections
 import pytest
 
@@ -11,8 +13,9 @@ from halonet.errors import UsageError
 def folder(photos):
   """Opens the photographs, or another folder."""
 
-  def open_folder(path=photos, needs=("label",)):
+  def open_folder(path=photos, needs=("label",), **fields):
     data = dict(name="folder", data_dir=path and str(path), train_split="train")
+    data |= fields
     return sources.open_source(
       ml_collections.ConfigDict(data), dict.fromkeys(needs, "ClassLabel")
     )
@@ -69,6 +72,83 @@ def test_folders_that_are_no_data_set(folder, tmp_path):
     folder(tmp_path).split("train_split", "train")
   with pytest.raises(UsageError, match="config.data.data_dir is None; with"):
     folder(None)
+
+
+def make_stranger(kind, path):
+  if kind == "link":
+    path.symlink_to("nowhere")
+  elif kind == "loop":
+    path.symlink_to(path)
+  elif kind == "folder":
+    path.mkdir()
+  else:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+  "kind, message",
+  [
+    (
+      "link",
+      r"train/a/2\.jpg is a dangling link; remove it, or set .*skip_corr",
+    ),
+    ("loop", r"train/a/2\.jpg is a dangling link"),
+    ("folder", r"train/a/2\.jpg is no file; remove it"),
+    ("pipe", r"train/a/2\.jpg is no file; remove it"),
+  ],
+)
+def test_what_is_no_file_is_refused_or_read_as_empty(
+  folder, tmp_path, kind, message
+):
+  write(tmp_path, "train/a/1.jpg", "train/a/3.jpg", "train/b/1.jpg")
+  (tmp_path / "train/a/1.jpg").write_bytes(b"first")
+  path = tmp_path / "train/a/2.jpg"
+  make_stranger(kind, path)
+  with pytest.raises(UsageError, match=f"config.data.train_split: .*{message}"):
+    folder(tmp_path)
+  split = folder(tmp_path, skip_corrupt=True).split("train_split", "train")
+  images = [split.read_one(i)["image"].numpy() for i in range(split.size)]
+  assert images == [b"first", b"", b"", b""]
+  assert split.where(1) == str(path)
+
+
+def test_links_to_files_are_files(folder, tmp_path):
+  write(tmp_path, "elsewhere.jpg", "train/b/1.jpg", "train/a/1.jpg")
+  (tmp_path / "train/a/2.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+  assert folder(tmp_path).split("train_split", "train").size == 3
+
+
+@pytest.mark.parametrize("name", [b"train/a/\xff.jpg", b"train/\xff"])
+def test_names_must_be_utf8(folder, tmp_path, name):
+  write(tmp_path, "train/a/1.jpg")
+  os.mkdir(os.path.join(os.fsencode(tmp_path), name))
+  with pytest.raises(
+    UsageError, match=r"the name .*\\xff.*, which is no UTF-8"
+  ):
+    folder(tmp_path)
+
+
+def test_classes_that_look_wrong_get_a_word(folder, tmp_path, caplog):
+  write(tmp_path / "two", "train/a/1.jpg", "train/b/1.jpg")
+  folder(tmp_path / "two")
+  assert not caplog.messages
+  (tmp_path / "two/train/c").mkdir()
+  folder(tmp_path / "two")
+  (message,) = caplog.messages
+  assert message.endswith("which the model has all the same: 1, such as c")
+  caplog.clear()
+  write(tmp_path / "one", "train/a/1.jpg")
+  folder(tmp_path / "one")
+  (message,) = caplog.messages
+  assert "train holds one class only, a: there is nothing to" in message
+  caplog.clear()
+  folder(tmp_path / "one", needs=())  # Classes are not asked for.
+  assert not caplog.messages
+  write(tmp_path / "one", "train/b\nc/1.jpg")
+  with pytest.raises(
+    UsageError, match=r"a line break in its name, 'b\\nc'; re"
+  ):
+    folder(tmp_path / "one")
 
 
 def test_fingerprints_tell_listings_apart(folder, tmp_path):

@@ -1,5 +1,7 @@
 """Image files of every kind that people have."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,8 +49,9 @@ def test_transparency_is_white(tmp_path):
   assert (np.asarray(images.read_image(path)) == 255).all()
 
 
-def test_camera_orientation_is_applied(tmp_path):
-  path = tmp_path / "image.jpg"
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "webp"])
+def test_camera_orientation_is_applied(tmp_path, kind):
+  path = tmp_path / f"image.{kind}"
   exif = Image.Exif()
   exif[0x0112] = 6  # Turned by a quarter.
   photograph(40, 30).save(path, exif=exif)
@@ -68,8 +71,24 @@ def test_no_image_is_one_clear_error(tmp_path):
   cut.write_bytes(whole.read_bytes()[:2000])
   with pytest.raises(UsageError, match=r"image .*cut\.png cannot be read"):
     images.read_image(cut)
-  with pytest.raises(UsageError, match="cannot be read"):
-    images.read_image(tmp_path)
+  pipe = tmp_path / "pipe.png"
+  os.mkfifo(pipe)
+  for path in (tmp_path, pipe):
+    with pytest.raises(UsageError, match=f"{path} is no file; name an image"):
+      images.read_image(path)
+
+
+def test_pillows_limit_is_one_clear_error_and_its_warning_none(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / "large.png"
+  photograph(40, 30).save(path)
+  # Pillow warns from its limit on, and refuses from twice of it on.
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+  assert images.read_image(path).size == (40, 30)
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+  with pytest.raises(UsageError, match="large.png has more than 178,956,970"):
+    images.read_image(path)
 
 
 def test_published_preprocessing_is_torchvisions(tmp_path):

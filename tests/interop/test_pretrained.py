@@ -108,6 +108,37 @@ def test_preprocessing_is_what_the_weights_say(weights, tmp_path):
     pretrained.load_preprocessing("halonet26t", str(copy))
 
 
+@pytest.mark.parametrize(
+  "field, value, message",
+  [
+    ("crop_mode", "squash", "crop_mode is 'squash'; only 'center'"),
+    ("crop_mode", "border", "crop_mode is 'border'; only 'center'"),
+    ("input_size", [3, 256, 384], r"input_size is \[3, 256, 384\]; .* square"),
+    ("input_size", [1, 256, 256], r"input_size is \[1, 256, 256\]; .* 3 chan"),
+    ("input_size", [256, 256], "does not say what images"),
+    ("interpolation", "random", "interpolation is 'random'; it must"),
+  ],
+)
+def test_preprocessing_that_cannot_be_followed_is_refused(
+  tmp_path, field, value, message
+):
+  source = str(tmp_path / "model.safetensors")
+  fields = {
+    "input_size": [3, 256, 256],
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "interpolation": "bicubic",
+  }
+  config = tmp_path / "config.json"
+  config.write_text(json.dumps(fields))
+  assert pretrained.load_preprocessing("halonet26t", source).crop == 0.9
+  config.write_text(json.dumps(fields | {field: value}))
+  with pytest.raises(UsageError, match=message):
+    pretrained.load_preprocessing("halonet26t", source)
+
+
 def test_narrower_weights_are_widened_and_whole_numbers_refused(tmp_path):
   _, state_dict = make("halonet26t")
   name = "head.fc.bias"
