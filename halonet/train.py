@@ -70,13 +70,14 @@ def main() -> None:
     for name, value in results.items()
     if name.startswith("test_")
   }
-  python = shlex.quote(os.path.relpath(sys.executable))
+  python = os.path.relpath(sys.executable)
+  following = [python, "-m", "halonet.predict", f"--workdir={workdir}"]
   say(
     f"{words(task, figures)}\n"
     f"Wrote {workdir}: results.json, metrics.jsonl, tensorboard/, and"
     f" checkpoints/ (last {results['checkpoint']}, best"
     f" {results['best_checkpoint']})\n"
-    f"Next: {python} -m halonet.predict --workdir={shlex.quote(workdir)} IMAGE..."
+    f"Next: {shlex.join(following)} IMAGE..."
   )
 
 

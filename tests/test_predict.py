@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halonet import predict
+from halonet import inference, predict
 from halonet.data import pipeline, sources
 from halonet.data.images import read_image
 from halonet.data.tfds_source import load_builder
@@ -145,15 +145,27 @@ def test_pixels_are_checked(predictor):
     parse_pixel("9", image, predictor)
 
 
+def test_a_runs_crop_counts(trained, monkeypatch):
+  restore = inference.restore_model
+
+  def half(*arguments):
+    run = restore(*arguments)
+    run.config.data.crop_fraction = 0.5
+    return run
+
+  monkeypatch.setattr(inference, "restore_model", half)
+  seen = of_run(str(trained[0])).seen(Image.new("RGB", (30, 10)))
+  assert seen == (12, 2, 5)
+
+
 def test_colours_are_those_of_the_bar(predictor, digit, tmp_path):
   """Whatever the image: it does not shine through."""
+  weights = predictor.last_attention(read_image(digit))
+  fixed = dataclasses.replace(predictor)
+  object.__setattr__(fixed, "last_attention", lambda image: weights)
   drawn = []
   for name, colour in (("black", 0), ("white", 255)):
-    # The model sees the same, the picture shows another.
     blank = Image.new("RGB", (8, 8), (colour,) * 3)
-    weights = predictor.last_attention(read_image(digit))
-    fixed = dataclasses.replace(predictor)
-    object.__setattr__(fixed, "last_attention", lambda image: weights)
     path = tmp_path / f"{name}.png"
     draw_attention(fixed, blank, (4, 4), str(path))
     drawn.append(np.asarray(Image.open(path).convert("RGB")))
