@@ -157,7 +157,7 @@ def verify(name, split) -> dict[str, int]:
 
   def corrupt(number, example):
     image = tf.data.Dataset.from_tensors(example["image"])
-    image = image.map(preprocessing.decode).ignore_errors()
+    image = image.map(preprocessing.decode_stored).ignore_errors()
     return number, tf.equal(image.reduce(0, lambda count, _: count + 1), 0)
 
   numbers = np.cumsum(split.sizes) - split.sizes

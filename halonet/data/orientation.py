@@ -5,15 +5,12 @@ tag is read from the first bytes of a JPEG or PNG. Training, evaluation and
 `predict` all read it here.
 """
 
-import functools
+import struct
 
 import numpy as np
 
 from halonet.data.runtime import tf
 
-# Bytes of a file that are searched: a JFIF segment, one segment of the largest
-# size, and the beginning of an EXIF segment.
-_SEARCHED = 1 << 17
 _ORIENTATION, _SHORT = 0x0112, 3  # The tag and its type.
 
 # How most images without a tag begin: a JPEG by a JFIF segment and a table of
@@ -45,8 +42,7 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
 
   The tag counts where the EXIF standard and PNG's have it: in one of the
   application segments that a JPEG begins with, or in a PNG's eXIf chunk before
-  the pixels. Both must begin in the first 128 KiB. Tags elsewhere, in XMP for
-  example, do not count.
+  the pixels. Tags elsewhere, in XMP for example, do not count.
 
   Args:
     encoded: bytes of an image file, a scalar string.
@@ -58,118 +54,65 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
   first = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_PLAIN.shape[1])
   same = tf.bitwise.bitwise_and(first, _FIXED) == _PLAIN
   plain = tf.reduce_any(tf.reduce_all(same, 1))
+
+  def search():
+    # In Python: the same steps as TensorFlow's operations take longer, and as
+    # many of them in a branch cost time where it is not taken, too.
+    turn = tf.numpy_function(_search, [encoded], tf.int32, stateful=False)
+    return tf.ensure_shape(turn, [])
+
   none = tf.constant(1)
-  return tf.cond(plain, lambda: none, lambda: _search(encoded))
+  return tf.cond(plain, lambda: none, search)
 
 
-# A function of its own: TensorFlow would walk through all of it for every
-# plain image, too.
-@functools.partial(
-  tf.function, autograph=False, experimental_attributes={"_noinline": True}
-)
 def _search(encoded):
-  head = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_SEARCHED)
-  begin, end = _find(head)
-  none = tf.constant(1)
-  return tf.cond(begin > 0, lambda: _read(head, begin, end), lambda: none)
+  block = _exif_block(encoded)
+  turn = _tag(block) if block else 1
+  return np.int32(turn if 1 <= turn <= 8 else 1)
 
 
-# Compiled, a walk takes less than half of the time that it takes in
-# TensorFlow's own executor.
-@functools.partial(tf.function, jit_compile=True, autograph=False)
-def _find(head):
-  """Returns begin and end of the EXIF block; 0 if there is none."""
+def _exif_block(encoded):
+  """Returns an image's EXIF block, or None."""
+  if encoded.startswith(b"\xff\xd8"):
+    place = 2
+    # Segments: marker, length (itself included), content.
+    while len(head := encoded[place : place + 10]) == 10:
+      marker, length = struct.unpack(">HH", head[:4])
+      if marker == 0xFFE1 and head[4:] == b"Exif\0\0":
+        return encoded[place + 10 : place + 2 + length]
+      if marker & 0xFFF0 != 0xFFE0 and marker != 0xFFFE:  # Nor a comment.
+        return None
+      place += 2 + length
+  elif encoded.startswith(b"\x89PNG"):
+    place = 8
+    # Chunks: length of the content, name, content, checksum.
+    while len(head := encoded[place : place + 8]) == 8:
+      length, name = struct.unpack(">I4s", head)
+      if name == b"eXIf":
+        return encoded[place + 8 : place + 8 + length]
+      if name == b"IDAT":
+        return None
+      place += 12 + length
+  return None
 
-  def at(place):
-    """The eight bytes from a place on; the last ones if it lies beyond."""
-    return tf.cast(tf.slice(head, [place], [8]), tf.int32)
 
-  def walk(begin, goes_on, step):
-    """Goes from segment to segment as long as `goes_on`."""
-
-    def move(place, octets):
-      place += step(octets)
-      return place, at(place)
-
-    # No slice follows on a loop: XLA would take its place for a constant, and
-    # compile anew for every image.
-    return tf.while_loop(
-      lambda place, octets: (
-        (place >= 0) & (place < _SEARCHED) & goes_on(octets)
-      ),
-      move,
-      (tf.constant(begin), at(begin)),
+def _tag(block):
+  """Returns the value of the tag in an EXIF block, which is a TIFF; or 0."""
+  order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+  if order is None or len(block) < 10:
+    return 0
+  (table,) = struct.unpack_from(f"{order}I", block, 4)
+  entries = block[table + 2 :]
+  count = int.from_bytes(
+    block[table : table + 2], {"<": "little", ">": "big"}[order]
+  )
+  for entry in range(min(count, len(entries) // 12)):
+    tag, kind, _, value = struct.unpack_from(
+      f"{order}HHIH", entries, 12 * entry
     )
-
-  def says(octets, word):
-    return tf.reduce_all(octets == tf.constant(list(word)))
-
-  # A JPEG's segments: marker, length (itself included), content.
-  def is_exif(octets):
-    return says(octets[:2], b"\xff\xe1") & says(octets[4:], b"Exif")
-
-  def is_other(octets):
-    application = octets[1] // 16 == 0xE
-    comment = octets[1] == 0xFE
-    return (octets[0] == 0xFF) & (application | comment) & ~is_exif(octets)
-
-  def segment(octets):
-    return 2 + octets[2] * 256 + octets[3]
-
-  # A PNG's chunks: length of the content, name, content, checksum.
-  def is_chunk(octets):
-    # A length of 2³¹ or more is none, and would lead backwards.
-    pixels, exif = says(octets[4:], b"IDAT"), says(octets[4:], b"eXIf")
-    return (octets[0] < 128) & ~pixels & ~exif
-
-  def chunk(octets):
-    first, second, third, fourth = tf.unstack(octets[:4])
-    return 12 + ((first * 256 + second) * 256 + third) * 256 + fourth
-
-  first = at(0)
-  is_jpeg, is_png = says(first[:2], b"\xff\xd8"), says(first[1:4], b"PNG")
-  jpeg, in_jpeg = walk(2, lambda octets: is_jpeg & is_other(octets), segment)
-  png, in_png = walk(8, lambda octets: is_png & is_chunk(octets), chunk)
-  ends = jpeg + segment(in_jpeg), png + chunk(in_png) - 4
-  in_jpeg = is_jpeg & (jpeg < _SEARCHED) & is_exif(in_jpeg)
-  in_png = is_png & (png < _SEARCHED) & says(in_png[4:], b"eXIf")
-  begin = tf.where(in_jpeg, jpeg + 10, tf.where(in_png, png + 8, 0))
-  end = tf.where(in_jpeg, *ends)
-  return begin, tf.minimum(end, _SEARCHED)
-
-
-@functools.partial(tf.function, jit_compile=True, autograph=False)
-def _read(head, begin, end):
-  """Reads the orientation from an EXIF block."""
-
-  def number(place):
-    """Two bytes, the first of them higher."""
-    # Not a slice: XLA would compile anew for every place where one begins.
-    octets = tf.cast(tf.gather(head, place + np.arange(2)), tf.int32)
-    return octets[0] * 256 + octets[1]
-
-  # A TIFF: byte order, 42, the place of a table of tags.
-  little = number(begin) == int.from_bytes(b"II")
-  found = little | (number(begin) == int.from_bytes(b"MM"))
-
-  def short(place):
-    big = number(place)
-    return tf.where(little, big // 256 + big % 256 * 256, big)
-
-  found &= short(begin + 2) == 42
-  first, second = short(begin + 4), short(begin + 6)
-  low, high = tf.where(little, first, second), tf.where(little, second, first)
-  table = begin + low + high * 65536
-  found &= (table >= begin) & (table < end)
-  last = tf.minimum(table + 2 + 12 * short(table), end - 11)
-  tag = tf.while_loop(
-    lambda place: (place < last) & (short(place) != _ORIENTATION),
-    lambda place: (place + 12,),
-    (tf.where(found, table + 2, end),),
-  )[0]
-  found &= (tag < last) & (short(tag) == _ORIENTATION)
-  found &= (short(tag + 2) == _SHORT) & (short(tag + 8) < 9)
-  return tf.where(found, tf.maximum(short(tag + 8), 1), 1)
+    if tag == _ORIENTATION:
+      return value if kind == _SHORT else 0
+  return 0
 
 
 def upright(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:

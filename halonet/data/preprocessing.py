@@ -148,11 +148,12 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
   Grey becomes equal channels and CMYK becomes RGB as in Pillow. 16 bits are cut
   to the upper 8. An animation gives its first image.
   """
-  image, turn = _decode_stored(encoded), orientation(encoded)
+  image, turn = decode_stored(encoded), orientation(encoded)
   return tf.cond(turn > 1, lambda: upright(image, turn), lambda: image)
 
 
-def _decode_stored(encoded):
+def decode_stored(encoded: tf.Tensor) -> tf.Tensor:
+  """Does the same as `decode`, but leaves an image as it is stored."""
   return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
@@ -205,7 +206,7 @@ def decode_crop(
     return image, geometry
 
   def other(turn):
-    image = _decode_stored(encoded)
+    image = decode_stored(encoded)
     size = upright_size(tf.shape(image)[:2], turn)
     wanted = window(size[0], size[1])
     stored = stored_window(wanted, size, turn)

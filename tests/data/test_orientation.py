@@ -213,6 +213,7 @@ JFIF = segment(0xFFE0, b"JFIF\0".ljust(14, b"\0"))
     # After other segments, a comment among them.
     (jpeg(JFIF, segment(0xFFED, b"\xff\xe1" * 30000), exif(SIX)), 6),
     (jpeg(segment(0xFFFE, b"words"), exif(SIX)), 6),
+    (jpeg(*[segment(0xFFE2, b"\0" * 65000)] * 3, exif(SIX)), 6),
     # XMP, which has the same marker, before EXIF.
     (jpeg(segment(0xFFE1, b"http://ns.adobe.com/"), exif(SIX)), 6),
     # No tag, no valid one, no table, or none in its place.
@@ -229,7 +230,6 @@ JFIF = segment(0xFFE0, b"JFIF\0".ljust(14, b"\0"))
     (jpeg(segment(0xFFE1, b"Exif\0\0XX" + tiff(SIX)[2:])), 1),
     (jpeg(segment(0xFFE1, b"Exif\0\0II*\0\xff\xff\xff\xff")), 1),
     (jpeg(segment(0xFFE1, (b"Exif\0\0" + tiff(SIX))[:22])), 1),
-    (jpeg(*[segment(0xFFE2, b"\0" * 65000)] * 3, exif(SIX)), 1),
     (png(chunk(b"eXIf", tiff(SIX)), chunk(b"IDAT", b"")), 6),
     (png(chunk(b"tEXt", b"words"), chunk(b"eXIf", tiff(SIX, order=">"))), 6),
     (png(chunk(b"IDAT", b""), chunk(b"eXIf", tiff(SIX))), 1),
