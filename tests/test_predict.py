@@ -1,6 +1,7 @@
 """Classifying image files, and the picture of where the model looks."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,15 @@ def test_files_of_any_size_and_mode(run_main, trained, tmp_path, size, mode):
   )
   assert code == 0, complaint
   assert len(output.splitlines()) == 6
+
+
+def test_a_name_may_be_no_utf8(run_main, trained, digit):
+  path = digit.with_name(os.fsdecode(b"\xff.png"))
+  digit.rename(path)
+  words = f"--workdir={trained[0]}", str(path)
+  code, output, complaint = run_main(predict.main, *words)
+  assert code == 0, complaint
+  assert output.splitlines()[0].endswith(r"\udcff.png")
 
 
 def test_attention_is_drawn(run_main, trained, digit, tmp_path):

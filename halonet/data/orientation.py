@@ -66,6 +66,8 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _search(encoded):
+  if isinstance(encoded, np.ndarray):  # Outside of a graph.
+    encoded = encoded.item()
   block = _exif_block(encoded)
   turn = _tag(block) if block else 1
   return np.int32(turn if 1 <= turn <= 8 else 1)

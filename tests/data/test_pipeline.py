@@ -2,12 +2,14 @@
 
 import collections
 import itertools
+import os
 import shutil
 
 import jax
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from halonet.data import pipeline, sources
 from halonet.errors import RunError
@@ -248,6 +250,28 @@ def test_a_corrupt_image_is_counted_and_skipped(damaged, photo_config):
   batches = evaluated(test, damaged("data.skip_corrupt=true")[0])
   assert sum(batch["skipped"].sum() for batch in batches) == 1
   assert sum(batch["weight"].sum() for batch in batches) == 10
+
+
+def test_what_is_no_file_is_counted_and_skipped(photo_config, photos, tmp_path):
+  shutil.copytree(photos, tmp_path / "photos")
+  folder = tmp_path / "photos" / "train" / "china"
+  (folder / "link.jpg").symlink_to("nowhere")
+  (folder / "folder.jpg").mkdir()
+  os.mkfifo(folder / "pipe.jpg")
+  place = f"data.data_dir={tmp_path / 'photos'}"
+  config = photo_config(place, "data.skip_corrupt=true")
+  batches = take(opened(config)[0], config, 5)  # 40 images, as there are.
+  assert sum(batch["skipped"].sum() for batch in batches) == 3
+  assert sum(batch["weight"].sum() for batch in batches) == 37
+
+
+def test_a_bmp_of_one_bit_is_named(photo_config, photos, tmp_path):
+  shutil.copytree(photos, tmp_path / "photos")
+  path = tmp_path / "photos" / "train" / "china" / "one.bmp"
+  Image.new("1", (9, 9)).save(path)
+  config = photo_config(f"data.data_dir={tmp_path / 'photos'}")
+  with pytest.raises(RunError, match=r"one.bmp cannot .* 8, 24 or 32 bits a p"):
+    take(opened(config)[0], config, 5)
 
 
 def test_a_corrupt_record_is_named(small_config, data_dir, tmp_path):
