@@ -122,7 +122,10 @@ def shapes(tree):
 
 @pytest.mark.parametrize(
   "source, overrides",
-  sorted({(source, ()) for source in SOURCES} | ROWS | POINTS),
+  [
+    pytest.param(*each, id=" ".join([each[0], *each[1]]))
+    for each in sorted({(source, ()) for source in SOURCES} | ROWS | POINTS)
+  ],
 )
 def test_a_step(source, overrides, fast):
   config = config_lib.load_config(source, overrides)
