@@ -333,7 +333,11 @@ def test_a_full_disk_is_one_line(tmp_path, data_dir, moment, complaint):
   assert process.returncode == 1, process.stdout
   lines = process.stdout.splitlines()
   (last,) = (n for n, line in enumerate(lines) if line.startswith(moment))
-  (line,) = lines[last + 1 :]
+  after = lines[last + 1 :]
+  if sys.version_info < (3, 12):
+    assert len(after) == 1
+  # Later, TensorStore's threads also print that their event loop is closed.
+  (line,) = (line for line in after if line.startswith("error: "))
   assert line.startswith(complaint) and "File too large" in line
 
 
@@ -452,7 +456,9 @@ def test_pre_training_then_fine_tuning_as_the_paper(photos, tmp_path, data_dir):
   assert "4 relative tables are resized from 19 to 27 rows" in output
   found = losses(workdir)
   assert found[1] == pytest.approx(math.log(2), abs=1e-6)
-  assert abs(found[2] - math.log(2)) > 1e-4
+  # The first step of the warm-up has no learning rate.
+  assert found[2] == found[1]
+  assert abs(found[3] - math.log(2)) > 1e-4
   # Without moving averages: the raw figures are all there are.
   results = json.loads((workdir / "results.json").read_text())
   assert results["steps"] == 18  # 8 · 37 / 16 = 18.5, rounded to even.

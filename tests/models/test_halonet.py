@@ -196,7 +196,7 @@ def test_table_a1_enlarges_the_last_model_of_table_3(ending, layers):
     for f in dataclasses.fields(spec)
     if getattr(spec, f.name) != getattr(last, f.name)
   }
-  assert changed <= {"depths", "rb", "base_width", "options"}
+  assert changed <= {"depths", "rb", "base_width", "stem_width", "options"}
   # The paper's "about 30 M".
   assert abs(OTHERS[f"halonet50_{ending}"] - 30e6) < 2.5e6
 
@@ -429,7 +429,7 @@ def test_blocks_start_as_the_identity():
     (dict(block_type="timm", out_widths=(8,)), "one entry per stage"),
     (
       dict(operators=("timm_halo",), qk_ratio=0.01, heads=(16, 8, 8, 8)),
-      "heads is 16, which does not",
+      "the query width is 0; it must be",
     ),
     (dict(operators=("h",)), "there is no operator h; .*known: conv, .*global"),
     (dict(operators=()), "operators is"),
