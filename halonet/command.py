@@ -50,7 +50,7 @@ def run(main: Callable[[], None]) -> None:
   absl.logging.get_absl_logger().addFilter(_is_said_once)
   # AutoGraph warns of every function where it cannot write temporary files.
   logging.getLogger("tensorflow").setLevel(logging.ERROR)
-  sys.excepthook = _excepthook
+  sys.unraisablehook = _unraisable
   # The package logs which attention serves, and why not a faster one.
   logger = logging.getLogger("halonet")
   logger.setLevel(logging.INFO)
@@ -92,13 +92,14 @@ def _is_said_once(record):
   return str(record.msg).startswith("Failed to remove")
 
 
-def _excepthook(kind, error, trace):
-  """Prints an exception, but not those of a save that has failed already.
+def _unraisable(unraisable):
+  """Prints an exception that nobody can catch, but for those of a failed save.
 
-  TensorStore's threads then report to an event loop that is gone.
+  TensorStore's threads then report, hundreds of times, to an event loop that is
+  gone.
   """
-  if str(error) != "Event loop is closed":
-    sys.__excepthook__(kind, error, trace)
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
 
 
 class _Printed(logging.Handler):
