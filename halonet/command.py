@@ -10,6 +10,7 @@ import pathlib
 import platform
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -58,6 +59,7 @@ def run(main: Callable[[], None]) -> None:
   logger.addHandler(printed)
   logger.propagate = False  # Handlers of libraries would print it again.
   try:
+    _check_temporary_files()
     main()
   except RunError as error:
     _fail(error)
@@ -79,6 +81,17 @@ def run(main: Callable[[], None]) -> None:
   finally:
     logger.removeHandler(printed)
     logger.propagate = True
+
+
+def _check_temporary_files():
+  """Raises RunError if there can be none: libraries write some on import."""
+  try:
+    tempfile.gettempdir()
+  except FileNotFoundError as error:
+    raise RunError(
+      f"no temporary file can be written: {error.strerror}; make room, or name"
+      " another folder by TMPDIR"
+    ) from None
 
 
 def _is_said_once(record):

@@ -55,3 +55,34 @@ def test_files_that_cannot_be_written(tmp_path, name, message):
   with pytest.raises(UsageError, match=message):
     parser.parse_args([f"--figure={tmp_path / name}"])
   parser.parse_args([f"--figure={tmp_path / 'x.png'}"])
+
+
+# Writes on a full disk: no file grows, or only the file written is refused.
+_FULL = """
+import pathlib, resource, signal, sys
+from halonet import command
+
+if sys.argv[1] == "everywhere":
+  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+command.run(lambda: pathlib.Path("/dev/full").write_text("x"))
+"""
+
+
+@pytest.mark.skipif(
+  not os.path.exists("/dev/full"), reason="the system has no full device"
+)
+@pytest.mark.parametrize(
+  ("where", "message"),
+  [
+    ("there", "a file cannot be written: No space left on device; make room"),
+    ("everywhere", "no temporary file can be written: "),
+  ],
+)
+def test_a_full_disk_is_one_line(where, message):
+  process = subprocess.run(
+    [sys.executable, "-c", _FULL, where], text=True, capture_output=True
+  )
+  assert process.returncode == 1
+  assert process.stderr.startswith(f"error: {message}")
+  assert process.stderr.count("\n") == 1 and not process.stdout
