@@ -24,7 +24,7 @@ from halonet.training import initialise, processes
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.evaluation import evaluate, words
-from halonet.training.memory import peak_memory
+from halonet.training.memory import check_memory, peak_memory
 from halonet.training.metrics import Progress, open_writer
 from halonet.training.processes import say, together
 from halonet.training.profiler import Profiler
@@ -128,6 +128,8 @@ def _train(config, task, workdir, source, data, train_split, test_split, stop):
   eval_step = make_eval_step(model, task, mesh)
   init = make_init(model, optimizer, config, mesh)
   abstract = abstract_state(init, mesh)
+  with together():
+    check_memory(abstract, abstract_batch(task, mesh))
   say(
     parameter_overview.get_parameter_overview(
       abstract.params, include_stats=False

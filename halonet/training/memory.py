@@ -1,9 +1,47 @@
-"""Measures the most memory that a run has needed."""
+"""The memory that a run needs at least, and the most it has needed."""
 
+import math
+import os
 import resource
 import sys
+from typing import Any
 
 import jax
+
+from halonet.errors import UsageError
+
+_GIB = 2**30
+
+
+def check_memory(state: Any, batch: Any) -> None:
+  """Raises UsageError if a device cannot hold the state and its batch.
+
+  The activations, which need most, are known only when the step is compiled.
+
+  Args:
+    state: shapes and places of what every training step changes.
+    batch: shapes and places of a batch.
+  """
+  state, batch = (
+    sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+    )
+    for tree in (state, batch)
+  )
+  devices = jax.local_devices()
+  limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+  if limit is None:  # The devices are this machine, together.
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit /= len(devices)
+  if state + batch > limit:
+    raise UsageError(
+      f"parameters and their training state take {state / _GIB:.3g} GiB of a"
+      f" device and its share of a batch {batch / _GIB:.3g} GiB, of the"
+      f" {limit / _GIB:.3g} GiB that it has; make config.model,"
+      " config.batch_size or config.data.image_size smaller, or take more"
+      " devices"
+    )
 
 
 def peak_memory() -> tuple[int, str]:

@@ -2,8 +2,11 @@
 
 import jax
 import numpy as np
+import pytest
 
+from halonet import train
 from halonet.training.memory import peak_memory
+from tests.conftest import arguments
 
 
 class Device:
@@ -30,3 +33,21 @@ def test_of_the_devices_where_they_count(monkeypatch):
   ]
   monkeypatch.setattr(jax, "local_devices", lambda: devices)
   assert peak_memory() == (7, "device")
+
+
+@pytest.mark.parametrize(
+  "words, complaint",
+  [
+    (["batch_size=1048576", "data.image_size=1024"], "its share of a batch"),
+    (["model.base_width=16384"], "parameters and their training state take"),
+  ],
+)
+def test_what_no_device_can_hold_is_refused(
+  run_main, data_dir, tmp_path, words, complaint
+):
+  code, output, error = run_main(
+    train.main, *arguments(data_dir, tmp_path / "run", *words)
+  )
+  assert code == 2 and complaint in error and error.count("\n") == 1
+  assert "Compiling" not in output
+  assert not (tmp_path / "run" / "config.json").exists()
