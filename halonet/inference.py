@@ -16,6 +16,7 @@ from halonet.data.images import published_input, square_input
 from halonet.errors import UsageError, unknown
 from halonet.interop.pretrained import (
   PRETRAINED,
+  Preprocessing,
   imagenet_classes,
   load_preprocessing,
   load_pretrained,
@@ -106,13 +107,7 @@ def of_published(name: str, source: str | None = None) -> Predictor:
   Raises:
     UsageError: if there is none of that name, or the weights do not fit.
   """
-  if name not in PRETRAINED:
-    raise UsageError(f"--model: {unknown('published model', name, PRETRAINED)}")
-  try:
-    model, variables = load_pretrained(name, source)
-  except ValueError as error:
-    raise UsageError(f"--weights: {error}") from None
-  expected = load_preprocessing(name, source)
+  model, variables, expected = load_published(name, source)
   task = get_task("classification")(None, {"labels": imagenet_classes()})
   return Predictor(
     model,
@@ -121,6 +116,26 @@ def of_published(name: str, source: str | None = None) -> Predictor:
     task.explain,
     expected.image_size / int(expected.image_size / expected.crop),
   )
+
+
+def load_published(
+  name: str, source: str | None = None
+) -> tuple[nn.Module, dict[str, Any], Preprocessing]:
+  """Loads what the options --model and --weights of a command name.
+
+  Returns:
+    The model, its variables, and how it expects images to be prepared.
+
+  Raises:
+    UsageError: if there is none of that name, or the weights do not fit.
+  """
+  if name not in PRETRAINED:
+    raise UsageError(f"--model: {unknown('published model', name, PRETRAINED)}")
+  try:
+    model, variables = load_pretrained(name, source)
+  except ValueError as error:
+    raise UsageError(f"--weights: {error}") from None
+  return model, variables, load_preprocessing(name, source)
 
 
 def _natural(path):

@@ -9,13 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from halonet.errors import UsageError, unknown
-from halonet.interop.pretrained import (
-  PRETRAINED,
-  imagenet_classes,
-  load_preprocessing,
-  load_pretrained,
-)
+from halonet.inference import load_published
+from halonet.interop.pretrained import imagenet_classes
 from halonet.ops import dispatch
 from halonet.parallel import make_mesh
 from halonet.training.restore import restore_model
@@ -54,18 +49,8 @@ def of_run(workdir: str, step: int | None = None) -> Network:
 
 
 def of_published(name: str, source: str | None = None) -> Network:
-  """Returns one of timm's models; arguments as for `load_pretrained`.
-
-  Raises:
-    UsageError: if there is none of that name, or the weights do not fit.
-  """
-  if name not in PRETRAINED:
-    raise UsageError(f"--model: {unknown('published model', name, PRETRAINED)}")
-  try:
-    model, variables = load_pretrained(name, source)
-  except ValueError as error:
-    raise UsageError(f"--weights: {error}") from None
-  expected = load_preprocessing(name, source)
+  """Returns one of timm's models; errors as for `load_published`."""
+  model, variables, expected = load_published(name, source)
   size = expected.image_size
   description = {
     "labels": imagenet_classes(),

@@ -17,7 +17,7 @@ from halonet.fields import Field
 from halonet.models import registry
 from halonet.models.upgrade import SUCCESSORS, upgrade
 from halonet.tasks.task import Task, get_task, make_task
-from halonet.training.options import DURATIONS, FIELDS
+from halonet.training.options import DURATIONS, FIELDS, check_randaugment
 from halonet.training.origin import fields_of_weights
 
 
@@ -362,7 +362,7 @@ def _check(config, fields):
       "config.model.dtype is 'float64'; training takes float32 or bfloat16"
     )
   _check_durations(config)
-  _check_randaugment(config.data)
+  check_randaugment(config.data)
   values, side = flatten(config), config.data.image_size
   for name, each in fields.items():
     try:
@@ -375,15 +375,6 @@ def _check(config, fields):
     registry.create_model(fields.pop("name"), **fields)
   except ValueError as error:
     raise UsageError(_model_error(error, {})) from None
-
-
-def _check_randaugment(data):
-  magnitude, policy = data.randaugment_magnitude, data.randaugment_policy
-  if policy == "autoaugment" and magnitude > 10:
-    raise UsageError(
-      f"config.data.randaugment_magnitude is {magnitude}; it must be at"
-      " most 10, or config.data.randaugment_policy must be tpu"
-    )
 
 
 def _check_durations(config):

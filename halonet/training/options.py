@@ -1,5 +1,8 @@
 """Every field of a training config but those of its task and its model."""
 
+import ml_collections
+
+from halonet.errors import UsageError
 from halonet.fields import (
   MOST_BATCH,
   MOST_SIDE,
@@ -234,3 +237,13 @@ FIELDS = {
 DURATIONS = tuple(
   name for name, field in FIELDS.items() if field.kind is Duration
 )
+
+
+def check_randaugment(data: ml_collections.ConfigDict) -> None:
+  """Raises UsageError if the magnitude is none of the policy's."""
+  magnitude, policy = data.randaugment_magnitude, data.randaugment_policy
+  if policy == "autoaugment" and magnitude > 10:
+    raise UsageError(
+      f"config.data.randaugment_magnitude is {magnitude}; it must be at"
+      " most 10, or config.data.randaugment_policy must be tpu"
+    )
