@@ -110,7 +110,7 @@ def test_pillow_fills_two_batches_in_turn(bench, folder):
 def test_rates_of_processes_add_up_and_the_rest_does_not_count(
   bench, tmp_path, monkeypatch
 ):
-  # Of a module of its own: this one would bring TensorFlow to the processes.
+  # A module of its own: this one would bring TensorFlow to the processes.
   (tmp_path / "slow.py").write_text(
     "import time\n"
     "def batches(number):\n"

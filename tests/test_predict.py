@@ -141,7 +141,7 @@ def test_pixels_are_checked(predictor):
   image = Image.new("RGB", (30, 10))
   assert parse_pixel(None, image, predictor) == (15, 5)
   assert parse_pixel("10,9", image, predictor) == (10, 9)
-  # Of an image of even width and odd height the centre lies beside one.
+  # The centre of an image of even width and odd height lies beside a pixel.
   for size in ((30, 10), (10, 30), (2, 1), (1, 2), (1, 1), (640, 481)):
     for crop in (1.0, 0.94):
       seen = dataclasses.replace(predictor, crop=crop)

@@ -11,7 +11,7 @@ from halonet.data import tfds_source
 
 
 def test_records_hold_every_digit_once(data_dir):
-  # By name alone, as any other data set.
+  # The name suffices, as for any other data set.
   builder = tfds.builder("digits", data_dir=data_dir)
   assert builder.info.splits["train"].num_examples == 1347
   assert builder.info.splits["test"].num_examples == 450

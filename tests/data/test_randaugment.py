@@ -1,4 +1,4 @@
-"""RandAugment: every operation against Pillow's, and how they are drawn."""
+"""RandAugment: what is drawn, from which seeds, and a training with it."""
 
 import collections
 import contextlib
@@ -7,9 +7,8 @@ import json
 import jax
 import numpy as np
 import pytest
-import sklearn.datasets
 import tensorflow as tf
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 from halonet import train
 from halonet.data import randaugment as lib
@@ -23,125 +22,12 @@ from halonet.training.optimizer import make_optimizer
 from halonet.training.state import abstract_state, make_init
 from halonet.training.workdir import Workdir
 from tests.conftest import arguments, losses
-
-GREY = (128, 128, 128)
-
-
-def photographs():
-  """Crops of two photographs: odd, not square, grey, dull, one-coloured."""
-  china, flower = sklearn.datasets.load_sample_images().images
-  grey = Image.fromarray(flower[100:164, 200:264]).convert("L").convert("RGB")
-  return {
-    "square": china[100:292, 200:392],
-    "odd": flower[51:150, 301:374],
-    "grey": np.asarray(grey),
-    "dull": china[300:364, 100:164] // 4 + 90,
-    "uniform": np.full((9, 12, 3), (3, 200, 77), np.uint8),
-  }
-
-
-def affine(matrix):
-  """Pillow's transform by the matrix that an image and an argument give."""
-
-  def transform(image, argument):
-    return image.transform(
-      image.size,
-      Image.Transform.AFFINE,
-      matrix(image, argument),
-      Image.Resampling.NEAREST,
-      fillcolor=GREY,
-    )
-
-  return transform
-
-
-REFERENCES = {
-  "identity": lambda image, _: image,
-  "autocontrast": lambda image, _: ImageOps.autocontrast(image),
-  "equalize": lambda image, _: ImageOps.equalize(image),
-  "rotate": lambda image, degrees: image.rotate(degrees, fillcolor=GREY),
-  "solarize": ImageOps.solarize,
-  "color": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
-  "posterize": lambda image, bits: ImageOps.posterize(image, round(bits)),
-  "contrast": lambda image, f: ImageEnhance.Contrast(image).enhance(f),
-  "brightness": lambda image, f: ImageEnhance.Brightness(image).enhance(f),
-  "sharpness": lambda image, f: ImageEnhance.Sharpness(image).enhance(f),
-  "shear_x": affine(lambda image, factor: (1, factor, 0, 0, 1, 0)),
-  "shear_y": affine(lambda image, factor: (1, 0, 0, factor, 1, 0)),
-  "translate_x": affine(lambda i, share: (1, 0, share * i.width, 0, 1, 0)),
-  "translate_y": affine(lambda i, share: (1, 0, 0, 0, 1, share * i.height)),
-}
-
-
-def arguments_of(name):
-  """From the greatest magnitude to the greatest in the other direction."""
-  _, rest, up, down = lib.OPERATIONS[name]
-  if up == down == rest:
-    return [0.0]
-  return [
-    *np.linspace(down, rest, 11, dtype=np.float32),
-    *np.linspace(rest, up, 11, dtype=np.float32)[1:],
-  ]
-
-
-def assert_equals_pillow(name, images, arguments):
-  """Runs an operation within tf.data, whose graphs are rewritten for speed."""
-  number = list(lib.OPERATIONS).index(name)
-  cases = [(image, value) for image in images for value in arguments]
-  kinds = (
-    tf.TensorSpec([None, None, 3], tf.uint8),
-    tf.TensorSpec([], tf.float32),
-  )
-  stream = tf.data.Dataset.from_generator(
-    lambda: iter(cases), output_signature=kinds
-  ).map(
-    lambda image, value: lib.apply(
-      image, tf.constant(False), tf.constant([number]), value[None]
-    )
-  )
-  for case, actual in zip(cases, stream.as_numpy_iterator(), strict=True):
-    expected = REFERENCES[name](Image.fromarray(case[0]), float(case[1]))
-    message = f"{name} {case[1]} of {case[0].shape}"
-    np.testing.assert_array_equal(actual, np.asarray(expected), message)
-
-
-@pytest.mark.parametrize("name", lib.OPERATIONS)
-def test_operation_equals_pillow(name):
-  assert_equals_pillow(name, photographs().values(), arguments_of(name))
-
-
-@pytest.mark.parametrize("name", ["color", "contrast", "sharpness"])
-def test_blends_round_as_pillow_where_levels_are_whole(name):
-  image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-  assert_equals_pillow(name, [image], [0.6, 1.1, 1.2, 1.7])
-
-
-def test_autocontrast_rounds_as_pillow_for_any_range():
-  low, high = np.sort(np.random.default_rng(0).integers(256, size=(2, 900)), 0)
-  levels = np.linspace(low, high, 256).round().astype(np.uint8)
-  images = levels.reshape(16, 16, 300, 3).transpose(2, 0, 1, 3)
-  assert_equals_pillow("autocontrast", images, [0.0])
-
-
-def test_greatest_magnitudes_are_those_of_the_paper():
-  turns = {
-    "rotate": 30,
-    "shear_x": 0.3,
-    "shear_y": 0.3,
-    "translate_x": 150 / 331,
-    "translate_y": 150 / 331,
-  }
-  expected = {name: (0, most, -most) for name, most in turns.items()}
-  for name in ("color", "contrast", "brightness", "sharpness"):
-    expected[name] = (1, 1.9, 0.1)
-  expected |= {"solarize": (256, 0, 0), "posterize": (8, 4, 4)}
-  for name in ("identity", "autocontrast", "equalize"):
-    expected[name] = (0, 0, 0)
-  assert {name: row[1:] for name, row in lib.OPERATIONS.items()} == expected
-
-
-def seeds(count):
-  return tf.stack([tf.range(count), tf.fill([count], 7)], -1)
+from tests.data.randaugment_reference import (
+  REFERENCES,
+  TPU_REFERENCES,
+  photographs,
+  seeds,
+)
 
 
 def augment(image, count, **options):
@@ -240,159 +126,16 @@ def test_noise_on_the_magnitude_is_cut_to_its_range():
   degrees = abs(value[number == list(lib.OPERATIONS).index("rotate")])
   assert degrees.max() == pytest.approx(30)
   assert np.median(degrees) == pytest.approx(24, abs=0.6)
-  # Of a standard normal, 84 % lie below 1 and 2.3 % above 2.
+  # In a standard normal, 84 % lie below 1 and 2.3 % above 2.
   assert np.quantile(degrees, 0.16) == pytest.approx(21, abs=0.9)
   assert 0.003 < (degrees > 29.999).mean() < 0.06
 
 
 # ----------------------------------------------------------- the policy "tpu"
 
+
 # From 0 over fractions to the greatest of the papers, and 30, which is a
 # rotation by 90 degrees.
-MAGNITUDES = (0.0, 0.1, 2.4, 5.0, 7.3, 10.0, 17.0, 20.0, 24.0, 30.0, 31.0)
-
-TPU_REFERENCES = REFERENCES | {
-  "invert": lambda image, _: ImageOps.invert(image),
-  # A shift by 8 is one by 7 in TensorFlow, and one by less than 0 is none.
-  "posterize": lambda image, bits: ImageOps.posterize(
-    image, int(min(max(bits, 1), 8))
-  ),
-  "translate_x": affine(lambda _, distance: (1, 0, distance, 0, 1, 0)),
-  "translate_y": affine(lambda _, distance: (1, 0, 0, 0, 1, distance)),
-}
-
-
-def solarize_add(image, addition):
-  levels = np.array(image).astype(int)
-  dark = levels < 128
-  levels[dark] = np.minimum(levels[dark] + int(addition), 255)
-  return levels.astype(np.uint8)
-
-
-def cutout(image, reach, place):
-  levels, reach = np.array(image), int(reach)
-  row, column = (int(place[axis] * levels.shape[axis]) for axis in (0, 1))
-  top, left = max(0, row - reach), max(0, column - reach)
-  levels[top : row + reach, left : column + reach] = GREY
-  return levels
-
-
-TPU_REFERENCES["solarize_add"] = solarize_add
-
-
-def tpu_arguments(name, magnitude):
-  """What the published code makes of a magnitude, with both signs if random."""
-  level = magnitude / 10
-  match name:
-    case "autocontrast" | "equalize" | "invert":
-      return {0.0}
-    case "color" | "contrast" | "brightness" | "sharpness":
-      return {level * 1.8 + 0.1}
-    case "posterize":
-      return {float(int(level * 4))}
-    case "solarize":
-      return {float(int(level * 256))}
-    case "cutout":
-      return {float(int(level * 40))}
-    case "solarize_add":
-      return {float(int(level * 110))}
-    case "rotate":
-      return {level * 30, -level * 30}
-    case "shear_x" | "shear_y":
-      return {level * 0.3, -level * 0.3}
-    case "translate_x" | "translate_y":
-      return {level * 100, -level * 100}
-
-
-def shapes():
-  """Images to transform: square and not, down to single pixels."""
-  images = photographs()
-  small = {
-    "one": images["odd"][:1, :1],
-    "row": images["odd"][3:4, :11],
-    "tiny": images["odd"][:5, :2],
-  }
-  large = [images[kind] for kind in ("square", "odd", "uniform")]
-  return [*large, *small.values()]
-
-
-# The corners of the image, and a place within.
-PLACES = np.array([(0, 0), (1 - 2**-24, 1 - 2**-24), (0.3, 0.71)], np.float32)
-
-
-@pytest.mark.parametrize("name", lib.TPU_OPERATIONS)
-def test_tpu_operation_equals_its_reference(name):
-  number = list(lib.TPU_OPERATIONS).index(name)
-  values = {x for m in MAGNITUDES for x in tpu_arguments(name, m)}
-  cases = [
-    (image, np.float32(value), place)
-    for image in shapes()
-    for value in sorted(values)
-    for place in (PLACES if name == "cutout" else PLACES[:1])
-  ]
-  kinds = (
-    tf.TensorSpec([None, None, 3], tf.uint8),
-    tf.TensorSpec([], tf.float32),
-    tf.TensorSpec([2], tf.float32),
-  )
-  stream = tf.data.Dataset.from_generator(
-    lambda: iter(cases), output_signature=kinds
-  ).map(
-    lambda image, value, place: lib.apply(
-      image,
-      tf.constant(False),
-      tf.constant([number]),
-      value[None],
-      place[None],
-      policy="tpu",
-    )
-  )
-  for case, actual in zip(cases, stream.as_numpy_iterator(), strict=True):
-    image, value, place = case
-    if name == "cutout":
-      expected = cutout(image, value, place.tolist())
-    else:
-      expected = TPU_REFERENCES[name](Image.fromarray(image), float(value))
-    message = f"{name} {value} at {place} of {image.shape}"
-    np.testing.assert_array_equal(actual, np.asarray(expected), message)
-
-
-@pytest.mark.parametrize("magnitude", MAGNITUDES)
-def test_tpu_arguments_are_those_of_the_published_code(magnitude):
-  options = dict(layers=2, magnitude=magnitude, magnitude_std=0.0)
-  number, value = draw(600, policy="tpu", **options)
-  found = {
-    name: set(value[number == index])
-    for index, name in enumerate(lib.TPU_OPERATIONS)
-  }
-  # Signs that are random are both found: each 37 times on average.
-  assert found == {
-    name: {np.float32(x) for x in tpu_arguments(name, magnitude)}
-    for name in lib.TPU_OPERATIONS
-  }
-
-
-def test_above_10_solarize_and_from_20_posterize_do_nothing():
-  image = photographs()["odd"]
-  names = list(lib.TPU_OPERATIONS)
-
-  def result(name, argument):
-    return lib.apply(
-      image,
-      tf.constant(False),
-      tf.constant([names.index(name)]),
-      tf.constant([argument]),
-      tf.zeros([1, 2]),
-      policy="tpu",
-    )
-
-  for name, last, first in (("solarize", 9.9, 10), ("posterize", 19.9, 20)):
-    [weak], [none] = (tpu_arguments(name, m) for m in (last, first))
-    assert (result(name, weak) != image).numpy().any()
-    for argument in (none, *tpu_arguments(name, 31)):
-      np.testing.assert_array_equal(result(name, argument), image)
-
-
 def test_tpu_operations_signs_and_places_are_uniform_and_independent():
   options = dict(layers=2, magnitude=10.0, magnitude_std=0.0)
   number, value = draw(4800, policy="tpu", **options)
@@ -465,7 +208,7 @@ def test_tpu_noise_is_cut_at_zero_alone():
 
   high = degrees(10.0) / 3
   assert np.median(high) == pytest.approx(10, abs=0.25)
-  # Of a standard normal, 84 % lie below 1 and 16 % above it.
+  # In a standard normal, 84 % lie below 1 and 16 % above it.
   assert np.quantile(high, [0.16, 0.84]) == pytest.approx([9, 11], abs=0.35)
   low = degrees(0.0) / 3
   assert 0.4 < (low == 0).mean() < 0.6 and low.max() > 1.5

@@ -71,8 +71,8 @@ def test_the_stem_is_attention_of_four_heads_in_blocks(values, mask_padding):
 
 
 @pytest.mark.parametrize(
-  # By a convolution the first value of the next block is made of it, too, to
-  # which all of that block attends.
+  # A convolution makes the first value of the next block of it, too, and all
+  # of that block attends to it.
   "values, last",
   [("mixed", (7, 7)), ("linear", (7, 7)), ("conv", (9, 8))],
 )

@@ -123,7 +123,7 @@ def test_rematerialisation_keeps_what_it_says():
       variables,
     )
     kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(back))
-  # Of each stage, what lies between its two blocks: four examples of 6×8
+  # A stage keeps what lies between its two blocks: four examples of 6×8
   # pixels with 4 channels, and of 3×4 pixels with 8.
   assert kept["block"] - kept["stage"] == 4 * (6 * 8 * 4 + 3 * 4 * 8)
   assert kept["block"] < kept["none"] / 3

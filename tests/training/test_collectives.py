@@ -93,7 +93,7 @@ def gradient_shape(path, leaf):
     return canonical((leaf.shape[0], leaf.shape[1] * leaf.shape[2]))
   if "relative" not in path[-1].key:
     return canonical(leaf.shape)
-  # Of a relative table, the rows that each query meets, before their sum: 14
+  # The rows of a relative table that each query meets, before their sum: 14
   # in the window of a block of 8 with a halo of 3, for every other query.
   return canonical((4, 14, leaf.shape[1]))
 

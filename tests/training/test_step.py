@@ -162,7 +162,7 @@ def test_metrics_are_those_of_the_batch():
 def test_loss_of_mixed_smoothed_and_skipped_images():
   step, init = make_tiny(*FULL)
   state = init()
-  # Of three pairs one or both images are skipped: their partners stay pure.
+  # One or both images of three pairs are skipped: their partners stay pure.
   skipped = [3, 16, 17, 62]
   images = full_batch(64, skipped=skipped)
   pixels, targets = mix(
@@ -266,7 +266,8 @@ def test_parts_stay_where_they_are_until_their_sum_is_reduced():
     r"|permute|broadcast))(?:-start)?\("
   )
   assert not collective.findall(inner)
-  # Of gradients with metrics and statistics; of weights; of skipped images.
+  # One for gradients, metrics and statistics, one for the weights of the
+  # examples, one for the count of skipped images.
   assert collective.findall(entry) == ["all-reduce"] * 3
 
 

@@ -64,7 +64,7 @@ def program(
     exported = jax.export.export(
       jax.jit(function),
       platforms=["cuda"],
-      # That it may not be run later, by another JAX, is no matter here.
+      # Another JAX need not be able to run it later.
       disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(KERNEL)],
     )(
       *(jax.ShapeDtypeStruct((*shape, width), dtype) for width in widths),
