@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from halonet.fields import Field
 from halonet.layers import layouts
 from halonet.layers.base import check_map
+from halonet.layers.classifier import classifier
 from halonet.layers.convolution import dense
 from halonet.layers.layouts import Entries, Shapes
 from halonet.layers.normalization import STATISTICS, BatchNorm
@@ -119,8 +120,7 @@ class ResNet(nn.Module):
     init = nn.initializers.normal(0.01)
     if spec.zero_init_classifier:
       init = nn.initializers.zeros
-    logits = nn.Dense(spec.num_classes, kernel_init=init, name="classifier")(x)
-    return features, logits
+    return features, classifier(spec.num_classes, init)(x)
 
   @property
   def window(self) -> int | None:

@@ -336,8 +336,8 @@ def _check(spec):
     )
   for part in spec.parts.values():
     for name in getattr(part, "per_stage", ()):
-      value = getattr(part, name)
-      if value and len(value) != len(spec.depths):
+      value, default = getattr(part, name), fields_of(type(part))[name].default
+      if len(value) != len(spec.depths) and (value or default):
         raise ValueError(
           f"{name} is {value}; it must have one entry per stage, and depths is"
           f" {spec.depths}"

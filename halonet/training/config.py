@@ -339,8 +339,10 @@ def _checked(name, field, value):
 
 def _model_error(error, values):
   """Words a ValueError of a model, which may begin with the field's name."""
-  operators = values.get("model.operators", ())
-  if set("".join(map(str, operators))) <= set("chpg") and operators:
+  operators = values.get("model.operators")
+  if isinstance(operators, str | tuple | list) and (
+    set("chpg") >= set("".join(map(str, operators))) > set()
+  ):
     return (
       f"config.model.operators is {operators}; operators have names now, joined"
       " by commas: conv, halo, per_pixel or global in place of c, h, p, g"

@@ -129,6 +129,8 @@ def _literal(message):
     ("model.heads=(3,4)", "config.model.stage1_block1: heads is 3, which"),
     ("model.name=resnext", "config.model.name: there is no model resnext"),
     ("model.operators=('conv',1)", "config.model.operators is"),
+    ("model.operators=1", "config.model.operators is 1"),
+    ("model.heads=()", "config.model.heads is ()"),
     ("data.crop_area=0", "config.data.crop_area is 0.0"),
     ("data.mean=(0.5,)", "config.data.mean is"),
     ("data.std=(1,1,0)", "config.data.std is .* above 0"),
