@@ -55,3 +55,20 @@ def test_files_that_cannot_be_written(tmp_path, name, message):
   with pytest.raises(UsageError, match=message):
     parser.parse_args([f"--figure={tmp_path / name}"])
   parser.parse_args([f"--figure={tmp_path / 'x.png'}"])
+
+
+@pytest.mark.parametrize(
+  ("statement", "absent"),
+  [
+    ("from halonet import command, evaluate, predict, train", "jax"),
+    ("from halonet import inference", "tensorflow"),
+    ("from halonet.data import images", "tensorflow"),
+    ("from halonet.training import loop", "keras"),
+    ("from halonet.training import loop", "tensorflow_datasets"),
+  ],
+)
+def test_what_takes_seconds_is_imported_only_where_it_is_used(
+  statement, absent
+):
+  script = f"import sys; {statement}; assert {absent!r} not in sys.modules"
+  subprocess.run([sys.executable, "-c", script], check=True, timeout=100)

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from halonet.data import images, preprocessing, sources
+from halonet.data.exif import read_orientation
 from halonet.data.orientation import orientation
 from halonet.data.runtime import tf
 from tests.data.test_preprocessing import data, encode
@@ -238,6 +239,7 @@ JFIF = segment(0xFFE0, b"JFIF\0".ljust(14, b"\0"))
 )
 def test_the_tag_counts_where_it_belongs(encoded, expected):
   assert int(orientation(tf.constant(encoded))) == expected
+  assert read_orientation(encoded) == expected
 
 
 def test_damaged_tags_are_read_in_no_time():
