@@ -1,8 +1,8 @@
-"""The orientation tag (EXIF) of JPEGs and PNGs: how to turn a photograph.
+"""The orientation tag (EXIF) of image files: how to turn a photograph.
 
 A camera stores the pixels as its sensor lies and notes how to turn them. The
-tag is read from the first bytes of a file. Training, evaluation and `predict`
-all read it here.
+tag is read from the bytes of a JPEG, a PNG or a WebP. Training, evaluation and
+`predict` all read it here.
 """
 
 import struct
@@ -26,8 +26,9 @@ def read_orientation(encoded: bytes) -> int:
   """Reads how an image is to be turned.
 
   The tag counts where the EXIF standard and PNG's have it: in one of the
-  application segments that a JPEG begins with, or in a PNG's eXIf chunk before
-  the pixels. Tags elsewhere, in XMP for example, do not count.
+  application segments that a JPEG begins with, in a PNG's eXIf chunk before the
+  pixels, or in a WebP's EXIF chunk. Tags elsewhere, in XMP for example, do not
+  count.
 
   Returns:
     1 … 8: 1 is upright, and what an image has without a valid tag.
@@ -66,6 +67,15 @@ def _exif_block(encoded):
       if name == b"IDAT":
         return None
       place += 12 + length
+  elif encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
+    place = 12
+    # Chunks: name, length of the content, content of an even length.
+    while len(head := encoded[place : place + 8]) == 8:
+      name, length = struct.unpack("<4sI", head)
+      if name == b"EXIF":
+        block = encoded[place + 8 : place + 8 + length]
+        return block.removeprefix(b"Exif\0\0")
+      place += 8 + length + length % 2
   return None
 
 

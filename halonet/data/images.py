@@ -56,8 +56,8 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
 
 def _upright_rgb(encoded):
   with Image.open(io.BytesIO(encoded)) as image:
-    if image.format not in ("JPEG", "MPO", "PNG"):
-      # Training knows no orientation of other formats.
+    if image.format not in ("JPEG", "MPO", "PNG", "WEBP"):
+      # Training reads no other format that has an orientation.
       return _rgb(ImageOps.exif_transpose(image))
     turn = read_orientation(encoded)
     return Image.fromarray(turn_upright(np.asarray(_rgb(image)), turn))
