@@ -7,6 +7,9 @@ import jax
 from etils import epath
 
 _BYTES = 4 << 30  # The least recently used make room beyond that.
+# What compiles faster is not kept. By JAX's own limit of a second, `predict`
+# would compile a small model each time.
+_SECONDS = 0.1
 
 
 def keep_programs(workdir: str | None = None) -> str:
@@ -38,4 +41,8 @@ def keep_programs(workdir: str | None = None) -> str:
     except OSError as error:
       return f"Compiled programs are not kept: {folder}: {error.strerror}"
     jax.config.update("jax_compilation_cache_dir", folder)
+  least = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs", min(least, _SECONDS)
+  )
   return f"Compiled programs are kept in {folder}"

@@ -14,14 +14,15 @@ def main() -> None:
   distributed.add_arguments(parser)
   arguments = parser.parse_args()
 
-  from halonet.compilation import keep_programs
-  from halonet.data import sources
-  from halonet.parallel import DATA, make_mesh
-  from halonet.training.config import check_devices
-  from halonet.training.evaluation import evaluate, words
-  from halonet.training.processes import check_same, say, together
-  from halonet.training.restore import restore_model
-  from halonet.training.step import make_eval_step
+  with command.importing():
+    from halonet.compilation import keep_programs
+    from halonet.data import sources
+    from halonet.parallel import DATA, make_mesh
+    from halonet.training.config import check_devices
+    from halonet.training.evaluation import evaluate, words
+    from halonet.training.processes import check_same, say, together
+    from halonet.training.restore import restore_model
+    from halonet.training.step import make_eval_step
 
   distributed.initialize(arguments)
   keep_programs(arguments.workdir)

@@ -55,9 +55,10 @@ def main() -> None:
     if not picture.parent.is_dir():
       raise UsageError(f"--attention: there is no folder {picture.parent}")
 
-  from halonet import inference, pictures
-  from halonet.compilation import keep_programs
-  from halonet.data.images import read_image
+  with command.importing():
+    from halonet import inference
+    from halonet.compilation import keep_programs
+    from halonet.data.images import read_image
 
   images = [read_image(path) for path in arguments.images]
   keep_programs(arguments.workdir)
@@ -65,7 +66,10 @@ def main() -> None:
     predictor = inference.of_published(arguments.model, arguments.weights)
   else:
     predictor = inference.of_run(arguments.workdir, arguments.step)
-  pixel = pictures.parse_pixel(arguments.pixel, images[0], predictor)
+  if arguments.attention:
+    from halonet import pictures
+
+    pixel = pictures.parse_pixel(arguments.pixel, images[0], predictor)
   for path, image in zip(arguments.images, images, strict=True):
     # A name may be no UTF-8.
     print(path.encode(errors="backslashreplace").decode())

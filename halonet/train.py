@@ -45,18 +45,20 @@ def main() -> None:
     workdir = f"runs/{name}"
 
   # Heavy imports come after --help and after a slip in the arguments.
-  from halonet.training.config import help_text, load_config
+  with command.importing():
+    from halonet.training.config import help_text, load_config
 
   if arguments.help_config:
     print(help_text(arguments.config, overrides))
     return
   config = load_config(arguments.config, overrides)
 
-  from halonet.tasks.task import make_task
-  from halonet.training.evaluation import words
-  from halonet.training.loop import train
-  from halonet.training.processes import is_first, say
-  from halonet.training.workdir import Workdir
+  with command.importing():
+    from halonet.tasks.task import make_task
+    from halonet.training.evaluation import words
+    from halonet.training.loop import train
+    from halonet.training.processes import is_first, say
+    from halonet.training.workdir import Workdir
 
   distributed.initialize(arguments)
   if setting := os.environ.get("GLIBC_TUNABLES"):

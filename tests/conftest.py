@@ -1,5 +1,6 @@
 """What tests share: eight devices, checked shapes, seeds and real data."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -270,6 +271,7 @@ def run_main(monkeypatch, capfd):
       command.run(main)
     except SystemExit as error:
       code = error.code
+    gc.unfreeze()  # A process of tests lives longer than a command's.
     return code, *capfd.readouterr()
 
   return run

@@ -86,3 +86,20 @@ def test_a_full_disk_is_one_line(where, message):
   assert process.returncode == 1
   assert process.stderr.startswith(f"error: {message}")
   assert process.stderr.count("\n") == 1 and not process.stdout
+
+
+@pytest.mark.parametrize(
+  ("statement", "absent"),
+  [
+    ("from halonet import command, evaluate, predict, train", "jax"),
+    ("from halonet import inference", "tensorflow"),
+    ("from halonet.data import images", "tensorflow"),
+    ("from halonet.training import loop", "keras"),
+    ("from halonet.training import loop", "tensorflow_datasets"),
+  ],
+)
+def test_what_takes_seconds_is_imported_only_where_it_is_used(
+  statement, absent
+):
+  script = f"import sys; {statement}; assert {absent!r} not in sys.modules"
+  subprocess.run([sys.executable, "-c", script], check=True, timeout=100)

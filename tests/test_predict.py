@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,16 @@ def test_classes_with_probabilities(run_main, trained, digit):
   assert shown == sorted(shown, reverse=True)
   assert abs(sum(shown) - 100) < 0.1
   assert sorted(line.split()[1] for line in lines[1:11]) == list("0123456789")
+
+
+def test_it_imports_no_library_that_it_does_not_use(trained, digit):
+  script = (
+    "import sys; from halonet import predict; predict.main();"
+    " assert not {'tensorflow', 'matplotlib', 'sklearn'} & {*sys.modules}"
+  )
+  words = [f"--workdir={trained[0]}", str(digit)]
+  command = [sys.executable, "-c", script, *words]
+  subprocess.run(command, check=True, timeout=300)
 
 
 def test_a_file_is_seen_as_the_test_split_is(predictor, trained, digit):

@@ -1,16 +1,19 @@
-"""Reads image files of any kind and size, and prepares them for a model."""
+"""Reads image files of any kind and size, and prepares them for a model.
+
+No TensorFlow here: it would take most of the time that one image takes.
+"""
 
 import io
 import pathlib
 import warnings
 
 import ml_collections
+import ml_dtypes
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from halonet.data import preprocessing
-from halonet.data.orientation import orientation, upright
-from halonet.data.runtime import tf
+from halonet.data.exif import read_orientation, turn_upright
+from halonet.data.resampling import resize
 from halonet.errors import UsageError
 
 
@@ -53,12 +56,11 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
 
 def _upright_rgb(encoded):
   with Image.open(io.BytesIO(encoded)) as image:
-    if image.format not in ("JPEG", "MPO", "PNG"):
-      # Training knows no orientation of other formats.
+    if image.format not in ("JPEG", "MPO", "PNG", "WEBP"):
+      # Training reads no other format that has an orientation.
       return _rgb(ImageOps.exif_transpose(image))
-    turn = orientation(tf.constant(encoded))
-    pixels = tf.constant(np.asarray(_rgb(image)))
-    return Image.fromarray(upright(pixels, turn).numpy())
+    turn = read_orientation(encoded)
+    return Image.fromarray(turn_upright(np.asarray(_rgb(image)), turn))
 
 
 def _rgb(image):
@@ -85,17 +87,24 @@ def square_input(
 ) -> np.ndarray:
   """Prepares an image as evaluation does: float32 `[size, size, 3]`.
 
+  The numbers are those of `preprocessing.test_image` and `normalise`.
+
   Args:
     image: RGB, of any size; its central square is used.
     config: the `data` part of a training config.
   """
-  window = preprocessing.central_window(
-    image.height, image.width, fraction=config.crop_fraction
-  )
-  square = preprocessing.crop(tf.constant(np.asarray(image)), window)
-  pixels = preprocessing.resize_test(square, config)
+  side = np.float32(min(image.size)) * np.float32(config.crop_fraction)
+  side = max(int(np.round(side)), 1)
+  left, top = ((length - side) // 2 for length in image.size)
+  square = np.asarray(image)[top : top + side, left : left + side]
+  levels = resize(square, config.image_size, config.interpolation)
+  levels = (np.clip(levels, 0, 255) + np.float32(0.5)).astype(np.uint8)
+  mean = (255 * np.array(config.mean)).astype(np.float32)
+  scale = (1 / (255 * np.array(config.std))).astype(np.float32)
+  pixels = (levels.astype(np.float32) - mean) * scale
   # First to the config's image_dtype, for the same numbers as evaluation's.
-  return preprocessing.normalise(pixels, config).numpy().astype(np.float32)
+  dtype = np.dtype(getattr(ml_dtypes, config.image_dtype, config.image_dtype))
+  return pixels.astype(dtype).astype(np.float32)
 
 
 def published_input(

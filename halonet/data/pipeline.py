@@ -21,6 +21,9 @@ from halonet.errors import RunError
 Batch = dict[str, np.ndarray]
 
 
+# What is mapped is traced as it is: rewriting it by AutoGraph would take most
+# of the time until the first batch.
+@tf.autograph.experimental.do_not_convert
 def train_batches(
   split: Split, task: Any, *, start: int = 0
 ) -> Iterator[Batch]:
@@ -56,9 +59,11 @@ def train_batches(
     records = order.train_records(split, config, start=start + batch)
     return records.take(local)
 
-  return _batches(stream, local, task, True, split, records_of)
+  stream = _in_batches(stream, local, task, True)
+  return _batches(stream, task, split, records_of)
 
 
+@tf.autograph.experimental.do_not_convert
 def test_batches(split: Split, task: Any) -> Iterator[Batch]:
   """Iterates once over the test split, in batches of one size.
 
@@ -84,7 +89,8 @@ def test_batches(split: Split, task: Any) -> Iterator[Batch]:
     first = min(begin + batch * local, end)
     return order.test_records(split, first, min(first + local, end))
 
-  return _batches(stream, local, task, False, split, records_of)
+  stream = _in_batches(stream, local, task, False)
+  return _batches(stream, task, split, records_of)
 
 
 def on_device(
@@ -130,8 +136,8 @@ def _zeros(dataset):
   )
 
 
-def _batches(stream, local, task, train, split, records_of):
-  """Iterates over batches; `records_of(split, number)` reads one undecoded."""
+def _in_batches(stream, local, task, train):
+  """Gathers examples into batches of `local` rows, as `batch_spec` says."""
 
   def finish(batch):
     images = preprocessing.normalise(batch["image"], task.config.data)
@@ -140,7 +146,11 @@ def _batches(stream, local, task, train, split, records_of):
     return {name: batch[name] for name in task.batch_spec(train)}
 
   stream = stream.batch(local, drop_remainder=True)
-  stream = stream.map(finish, num_parallel_calls=CORES).prefetch(2)
+  return stream.map(finish, num_parallel_calls=CORES).prefetch(2)
+
+
+def _batches(stream, task, split, records_of):
+  """Iterates over batches; `records_of(split, number)` reads one undecoded."""
   batches = stream.as_numpy_iterator()
   for number in itertools.count():
     try:

@@ -6,7 +6,16 @@ Modules import `tf` from here, so that these settings come first.
 import contextlib
 import os
 
-import tensorflow as tf
+# TensorFlow imports Keras, and so SciPy, scikit-learn and Matplotlib, which
+# takes half of its time; unless it is told to use an older Keras, which is not
+# installed. `tf.keras` is found all the same once the variable is gone.
+_OLD_KERAS = "TF_USE_LEGACY_KERAS"
+_chosen = _OLD_KERAS in os.environ
+os.environ.setdefault(_OLD_KERAS, "1")
+import tensorflow as tf  # noqa: E402
+
+if not _chosen:
+  del os.environ[_OLD_KERAS]
 
 # Once TensorFlow has been used, its settings can no longer be changed.
 with contextlib.suppress(RuntimeError):

@@ -106,7 +106,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def example(self, record: Rows, seed: Any, train: bool) -> Rows:
-    """Makes an example from a record, in TensorFlow.
+    """Makes an example from a record, in TensorFlow without AutoGraph.
 
     Args:
       record: `image`, an encoded image, and the features that the task needs.

@@ -91,6 +91,8 @@ def train(
     workdir.check_metadata(task.metadata)
     if config.compilation_cache:
       say(keep_programs(workdir_path))
+    else:  # JAX keeps them by itself where its variable names a folder.
+      jax.config.update("jax_enable_compilation_cache", False)
     for change in changed:
       say(f"Changed since this run began: config.{change}")
     in_steps = config_lib.in_steps(config, train_split.size)

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import tensorflow as tf
-from clu import metric_writers
 from etils import epath
 
+from halonet.data.runtime import tf
 from halonet.errors import RunError, UsageError
 from halonet.training import processes
 from halonet.training.workdir import Workdir
@@ -25,6 +24,21 @@ def register_writer(make: Callable[[str], Any]) -> None:
       `write_scalars(step, scalars)` and `close()` are called, in process 0.
   """
   _TRACKERS.append(make)
+
+
+class _TensorBoard:
+  """Writes TensorBoard's files; clu's own writer would import Keras."""
+
+  def __init__(self, folder):
+    self._writer = tf.summary.create_file_writer(folder)
+
+  def write_scalars(self, step, scalars):
+    with self._writer.as_default():
+      for name, value in scalars.items():
+        tf.summary.scalar(name, value, step=step)
+
+  def close(self):
+    self._writer.close()
 
 
 class MetricWriter:
@@ -49,7 +63,7 @@ class MetricWriter:
         draft.replace(self._path)
         self._file = open(self._path, "a")  # noqa: SIM115  See close.
       self._writers = [
-        metric_writers.SummaryWriter(str(workdir.tensorboard)),
+        _TensorBoard(str(workdir.tensorboard)),
         *(make(str(workdir.path)) for make in _TRACKERS),
       ]
 

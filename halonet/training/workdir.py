@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
-import tensorflow as tf
 from etils import epath
 
 from halonet.errors import UsageError
@@ -75,7 +74,7 @@ class Workdir:
           )
         if self.is_local:
           lock = stack.enter_context(open(self.path / ".lock", "w"))
-      except (OSError, tf.errors.OpError) as error:  # The second of gs://.
+      except _file_errors() as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(
           f"--workdir {self.path} cannot be written: {reason.splitlines()[0]}"
@@ -188,3 +187,13 @@ class Workdir:
 
 def _is_empty_folder(path):
   return path.is_dir() and not any(path.iterdir())
+
+
+def _file_errors():
+  """Returns what files raise: on gs://, errors of TensorFlow.
+
+  It takes seconds to import, so not before there is an error.
+  """
+  from halonet.data.runtime import tf
+
+  return OSError, tf.errors.OpError

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from halonet.data import images, preprocessing, sources
+from halonet.data.exif import read_orientation
 from halonet.data.orientation import orientation
 from halonet.data.runtime import tf
 from tests.data.test_preprocessing import data, encode
@@ -45,7 +46,11 @@ def turned(image, turn):
 
 # Without subsampling, no chroma beyond a window takes part in it, and all is
 # exact.
-KINDS = {"JPEG": dict(subsampling=0, quality=95), "PNG": {}}
+KINDS = {
+  "JPEG": dict(subsampling=0, quality=95),
+  "PNG": {},
+  "WEBP": dict(lossless=True),
+}
 
 
 class Turned(tfds.core.GeneratorBasedBuilder):
@@ -158,7 +163,8 @@ def test_reduced_crops_show_the_same_stored_pixels(turn, least_size, ratio):
 @pytest.mark.parametrize("turn", TURNS)
 def test_whole_images_are_upright(turn, kind):
   encoded, _ = stored(turn, kind, **KINDS[kind])
-  pixels = tf.io.decode_image(encoded, channels=3).numpy()
+  pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+  pixels = pixels.numpy()
   expected = turned(Image.fromarray(pixels), turn)
   np.testing.assert_array_equal(preprocessing.decode(encoded), expected)
 
@@ -198,6 +204,17 @@ def png(*chunks):
   return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", b"\0" * 13) + b"".join(chunks)
 
 
+def webp(*chunks):
+  chunks = b"".join(
+    name
+    + struct.pack("<I", len(content))
+    + content
+    + b"\0" * (len(content) % 2)
+    for name, content in chunks
+  )
+  return b"RIFF" + struct.pack("<I", len(chunks) + 4) + b"WEBP" + chunks
+
+
 SIX = (TAG, SHORT, 1, 6)
 MAKER = (0x010F, 2, 9, 200)
 JFIF = segment(0xFFE0, b"JFIF\0".ljust(14, b"\0"))
@@ -234,10 +251,15 @@ JFIF = segment(0xFFE0, b"JFIF\0".ljust(14, b"\0"))
     (png(chunk(b"tEXt", b"words"), chunk(b"eXIf", tiff(SIX, order=">"))), 6),
     (png(chunk(b"IDAT", b""), chunk(b"eXIf", tiff(SIX))), 1),
     (png(b"\xff\xff\xff\xf4what"), 1),
+    (webp((b"VP8 ", b"\0" * 9), (b"EXIF", tiff(SIX))), 6),
+    (webp((b"VP8 ", b""), (b"EXIF", b"Exif\0\0" + tiff(SIX))), 6),
+    (webp((b"VP8 ", b"EXIF"), (b"XMP ", tiff(SIX))), 1),
+    (webp((b"EXIF", b"")), 1),
   ],
 )
 def test_the_tag_counts_where_it_belongs(encoded, expected):
   assert int(orientation(tf.constant(encoded))) == expected
+  assert read_orientation(encoded) == expected
 
 
 def test_damaged_tags_are_read_in_no_time():
