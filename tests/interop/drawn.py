@@ -34,9 +34,9 @@ CASES = (
   ("swin_tiny_patch4_window7_224", (224, 224), {}, {}),
   (
     "swin_tiny_patch4_window7_224",
-    (128, 192),
+    (128, 256),
     {"window_size": 4},
-    {"img_size": (128, 192), "window_size": 4},
+    {"img_size": (128, 256), "window_size": 4},
   ),
   ("pvt_v2_b0", (224, 224), {}, {}),
   ("pvt_v2_b1", (225, 250), {}, {}),
@@ -58,11 +58,11 @@ GRADIENT_CASES = (
   ("halonet_h1_timm", (256, 256), {}, {}),
   (
     "swin_tiny_patch4_window7_224",
-    (64, 96),
+    (64, 128),
     {"window_size": 2},
-    {"img_size": (64, 96), "window_size": 2, "drop_path_rate": 0.0},
+    {"img_size": (64, 128), "window_size": 2, "drop_path_rate": 0.0},
   ),
-  ("pvt_v2_b0", (64, 96), {}, {}),
+  ("pvt_v2_b0", (64, 128), {}, {}),
 )
 
 
