@@ -30,6 +30,15 @@ TIMM = {
   "lamhalobotnet50ts_256": "22.57 M, 81.5",
   "halo2botnet50ts_256": "22.64 M, 82.084",
   "haloregnetz_b": "11.68 M, 81.058",
+  "swin_tiny_patch4_window7_224": "28.29 M",
+  "swin_small_patch4_window7_224": "49.61 M",
+  "swin_base_patch4_window7_224": "87.77 M",
+  "pvt_v2_b0": "3.67 M",
+  "pvt_v2_b1": "14.01 M",
+  "pvt_v2_b2": "25.36 M",
+  "pvt_v2_b3": "45.24 M",
+  "pvt_v2_b4": "62.56 M",
+  "pvt_v2_b5": "81.96 M",
 }
 
 HEADER = "model", "size", "parameters", "GFLOPs", "source"

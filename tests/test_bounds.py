@@ -20,7 +20,9 @@ from halonet.layers import operators
 from halonet.layers.gates import GATES
 from halonet.layers.stems import STEMS
 from halonet.models.bottleneck import BOTTLENECKS
+from halonet.models.parts import PartsSpec
 from halonet.models.resnet_spec import ResNetSpec
+from halonet.models.transformer_spec import TransformerSpec
 from halonet.tasks.classification import Classification
 from halonet.training import config as config_lib
 from halonet.training.options import FIELDS
@@ -128,6 +130,17 @@ def test_fields_of_a_model(tmp_path, chosen, name, each, number):
     others = {f"model.{key}": each for key, each in chosen.items()}
     message = refused(load, tmp_path, f"model.{name}", value, others)
     assert message.startswith(f"config.model.{name} is ")
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=["1e9", "1e12", "1e400"])
+@pytest.mark.parametrize(
+  "name",
+  sorted(numbers(fields_of(TransformerSpec)).keys() - fields_of(PartsSpec)),
+)
+def test_fields_of_a_transformer(name, number):
+  value = huge(fields_of(TransformerSpec)[name], number)
+  message = refused(halonet.create_model, "swin_tiny", **{name: value})
+  assert message.startswith(f"{name} is ")
 
 
 @pytest.mark.parametrize("number", [10**9, 10**12])

@@ -13,7 +13,7 @@ from flax import linen as nn
 from halonet.errors import UsageError, unknown
 from halonet.interop import timm
 from halonet.models.registry import create_model
-from halonet.models.timm_models import TIMM_MODELS
+from halonet.models.timm_models import TIMM_NAMES
 
 _HUB = "hf-hub:"
 _IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -23,8 +23,17 @@ _HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 # Names of running variances: timm's and ours.
 _VARIANCE = r"\.running_var$|^batch_stats/(.*/)?var$"
 
+# timm's names of the classifier's bias.
+_CLASSIFIERS = ("head.fc.bias", "head.bias")
+
 # Fields that decide how many rows relative tables have.
-_TABLE_FIELDS = ("block_size", "halo_size", "global_size", "lambda_window")
+_TABLE_FIELDS = (
+  "block_size",
+  "halo_size",
+  "global_size",
+  "lambda_window",
+  "window_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +76,15 @@ PRETRAINED = {
     ("lamhalobotnet50ts_256", "a1h_in1k", 256, 0.95, _IMAGENET),
     ("halo2botnet50ts_256", "a1h_in1k", 256, 0.95, _IMAGENET),
     ("haloregnetz_b", "ra3_in1k", 224, 0.94, _HALF),
+    *(
+      (f"swin_{size}_patch4_window7_224", tag, 224, 0.9, _IMAGENET)
+      for size, tag in (
+        ("tiny", "ms_in1k"),
+        ("small", "ms_in22k_ft_in1k"),
+        ("base", "ms_in22k_ft_in1k"),
+      )
+    ),
+    *((f"pvt_v2_b{i}", "in1k", 224, 0.9, _IMAGENET) for i in range(6)),
   )
 }
 
@@ -93,7 +111,7 @@ def load_pretrained(
       lists all that is missing, unexpected or of the wrong shape.
   """
   model = create_model(name, **overrides)
-  if name not in TIMM_MODELS:
+  if name not in TIMM_NAMES:
     raise UsageError(
       unknown("model with weights", name, PRETRAINED)
       + "; the paper's own weights were never published"
@@ -124,7 +142,7 @@ def load_as_saved(
     UsageError: if the weights cannot be found or read, or fit neither.
   """
   state_dict = read_state_dict(find_source(name, source))
-  bias = state_dict.get("head.fc.bias")
+  bias = next((state_dict[k] for k in _CLASSIFIERS if k in state_dict), None)
   if bias is not None and bias.ndim:
     overrides["num_classes"] = len(bias)
   own = {
@@ -153,7 +171,7 @@ def find_source(name: str, source: str | None = None) -> str:
     UsageError: if the model has no weights, or there is no such file. Whether
       the hub has them, only fetching them tells.
   """
-  if name not in TIMM_MODELS:
+  if name not in TIMM_NAMES:
     raise UsageError(
       f"timm has no weights of {name}; name the workdir of a run, or train a"
       " model of timm's"

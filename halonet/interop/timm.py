@@ -25,7 +25,8 @@ def from_timm(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> Any:
     model: model of `create_model`, with the same name and fields.
 
   Returns:
-    `{"params": …, "batch_stats": …}`, numpy arrays of the given dtypes.
+    `{"params": …, "batch_stats": …}`, numpy arrays of the given dtypes; models
+    without batch norms have no `batch_stats`.
 
   Raises:
     ValueError: lists the arrays that are missing, unexpected, or of the wrong

@@ -26,12 +26,14 @@ class Site(Protocol):
   Attributes:
     name: name of the block's module, such as `stage2_block1`.
     stage: number of its stage, from 0.
+    index: number of the block in its stage, from 0.
     width: channels that the operator receives; most put out as many.
     stride: pixels between neighbouring outputs.
   """
 
   name: str
   stage: int
+  index: int
   width: int
   stride: int
 
@@ -44,11 +46,14 @@ class Operator:
 
   Attributes:
     name: name of its layer in the block, and so in parameter paths; the norm
-      that follows is `{name}_norm`.
+      that the host puts after it, or before it, is `{name}_norm`.
+    takes_token: whether its layer may be called with a map and a class token,
+      `[batch, 1, channels]`, and then returns both.
     per_stage: fields that must have one item per stage.
   """
 
   name: ClassVar[str] = "attention"
+  takes_token: ClassVar[bool] = False
   per_stage: ClassVar[tuple[str, ...]] = ()
 
   def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
@@ -270,7 +275,7 @@ def round_to_eight(width: float) -> int:
 
 
 class Projection(nn.Module):
-  """Maps channels linearly to those of all heads, without bias.
+  """Maps channels linearly to those of all heads.
 
   Parameters are those of `nn.DenseGeneral`. The result is flat: an array with
   an axis of heads would have another layout in a TPU's memory, and would be
@@ -280,6 +285,7 @@ class Projection(nn.Module):
   heads: int
   features: int
   dtype: DTypeLike
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... v"]:
@@ -290,7 +296,11 @@ class Projection(nn.Module):
     heads = (self.heads, self.features // self.heads)
     kernel = self.param("kernel", init, (x.shape[-1], *heads))
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    return x @ kernel.reshape(x.shape[-1], self.features)
+    y = x @ kernel.reshape(x.shape[-1], self.features)
+    if self.bias:
+      bias = self.param("bias", nn.initializers.zeros, heads)
+      y += bias.reshape(self.features).astype(y.dtype)
+    return y
 
 
 def project(
@@ -300,16 +310,23 @@ def project(
   dtype: DTypeLike,
   name: str,
   scale: float | None = None,
+  bias: bool = False,
 ) -> Float[Array, "... heads d"]:
   """Applies a `Projection` of that name: `[…, c]` → `[…, heads, head_dim]`."""
-  y = Projection(heads, features, dtype, name=name)(x)
+  y = Projection(heads, features, dtype, bias, name=name)(x)
   if scale is not None:
     y = y * scale  # While it is flat.
   return y.reshape(*x.shape[:-1], heads, features // heads)
 
 
 def projections(
-  module: Any, x: jax.Array, *, half_tables: bool, scaled: bool, keys=True
+  module: Any,
+  x: jax.Array,
+  *,
+  half_tables: bool,
+  scaled: bool,
+  keys: bool = True,
+  bias: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array, int]:
   """Projects a map to queries, keys and values, in a layer's compact method.
 
@@ -320,6 +337,7 @@ def projections(
     half_tables: whether half of a head's query meets each relative table.
     scaled: whether queries are scaled by `head_dim ** -0.5`.
     keys: whether there are keys.
+    bias: whether the projections have biases.
 
   Returns:
     Queries, keys and values, `[batch, height, width, heads, …]`, and head_dim.
@@ -333,9 +351,11 @@ def projections(
   check_heads(heads, qk_features, value_features, half_tables)
   head_dim = qk_features // heads
   scale = head_dim**-0.5 if scaled else None
-  query = project(x, heads, qk_features, dtype, "query", scale)
-  key = project(x, heads, qk_features, dtype, "key") if keys else None
-  value = project(x, heads, value_features, dtype, "value")
+  query = project(x, heads, qk_features, dtype, "query", scale, bias)
+  key = (
+    project(x, heads, qk_features, dtype, "key", bias=bias) if keys else None
+  )
+  value = project(x, heads, value_features, dtype, "value", bias=bias)
   return query, key, value, head_dim
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from halonet.fields import MOST_WIDTH, field
 from halonet.layers import layouts
@@ -33,6 +34,43 @@ def conv(
     kernel_init=KERNEL_INIT,
     name=name,
   )
+
+
+def embed_patches(
+  x: Float[Array, "b h w c"],
+  features: int,
+  size: int,
+  stride: int,
+  name: str,
+) -> Float[Array, "b oh ow features"]:
+  """Applies a square convolution with bias, for one output per patch.
+
+  Called in a compact method, whose module owns the convolution. Patches that
+  overlap (`size > stride`) are padded alike on all sides. The others begin at
+  the first pixel, and the last ones are completed with zeros.
+
+  Args:
+    x: the map.
+    features: channels to put out.
+    size: side of a patch.
+    stride: pixels between neighbouring patches.
+    name: name of the convolution.
+
+  Returns:
+    `[batch, ⌈height/stride⌉, ⌈width/stride⌉, features]` in the dtype of `x`.
+  """
+  return nn.Conv(
+    features,
+    (size, size),
+    strides=stride,
+    padding=[
+      (size // 2,) * 2 if size > stride else (0, -length % size)
+      for length in x.shape[1:3]
+    ],
+    dtype=x.dtype,
+    kernel_init=KERNEL_INIT,
+    name=name,
+  )(x)
 
 
 def dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:

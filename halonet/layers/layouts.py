@@ -56,11 +56,25 @@ def conv(ours: str, theirs: str, shapes: Shapes) -> Entries:
   return {f"{theirs}.weight": entry}
 
 
+def bias(ours: str, theirs: str) -> Entries:
+  """Relates the bias of a layer."""
+  return same(f"params/{ours}/bias", f"{theirs}.bias")
+
+
+def linear(ours: str, theirs: str) -> Entries:
+  """Relates a `nn.Dense` with bias."""
+  return transposed(ours, theirs, 1, 0) | bias(ours, theirs)
+
+
+def layer_norm(ours: str, theirs: str) -> Entries:
+  """Relates a layer norm."""
+  return same(f"params/{ours}/scale", f"{theirs}.weight") | bias(ours, theirs)
+
+
 def norm(ours: str, theirs: str) -> Entries:
   """Relates a batch norm, running statistics included."""
   return (
-    same(f"params/{ours}/scale", f"{theirs}.weight")
-    | same(f"params/{ours}/bias", f"{theirs}.bias")
+    layer_norm(ours, theirs)
     | same(f"batch_stats/{ours}/mean", f"{theirs}.running_mean")
     | same(f"batch_stats/{ours}/var", f"{theirs}.running_var")
   )
@@ -77,19 +91,49 @@ def joined_projections(
   ours: str, theirs: str, names: tuple[str, ...], shapes: Shapes
 ) -> Entries:
   """Relates projections that are one convolution there, one after the other."""
+  return _joined(ours, theirs, names, shapes, as_conv, lambda x: x[..., 0, 0])
+
+
+def joined_linears(
+  ours: str, theirs: str, names: tuple[str, ...], shapes: Shapes
+) -> Entries:
+  """Relates projections with biases that are one linear layer there."""
+  paths = tuple(f"params/{ours}/{name}/bias" for name in names)
+  heads = [shapes[path][0] for path in paths]
+  cuts = np.cumsum([np.prod(shapes[path]) for path in paths])[:-1]
+  biases = Layout(
+    paths,
+    lambda *x: np.concatenate([each.ravel() for each in x]),
+    lambda x: tuple(
+      part.reshape(number, -1)
+      for part, number in zip(np.split(x, cuts), heads, strict=True)
+    ),
+  )
+  weights = _joined(
+    ours,
+    theirs,
+    names,
+    shapes,
+    lambda x: x.reshape(-1, x.shape[-1]),
+    lambda x: x,
+  )
+  return weights | {f"{theirs}.bias": biases}
+
+
+def _joined(ours, theirs, names, shapes, flatten, as_matrix):
   paths = tuple(f"params/{ours}/{name}/kernel" for name in names)
   heads = [shapes[path][1] for path in paths]
   cuts = np.cumsum([np.prod(shapes[path][1:]) for path in paths])[:-1]
 
   def read(array):
-    parts = np.split(array[..., 0, 0], cuts)
+    parts = np.split(as_matrix(array), cuts)
     return tuple(
       from_rows(part.reshape(number, -1, part.shape[-1]))
       for part, number in zip(parts, heads, strict=True)
     )
 
   def export(*kernels):
-    return np.concatenate([as_conv(to_rows(kernel)) for kernel in kernels])
+    return np.concatenate([flatten(to_rows(kernel)) for kernel in kernels])
 
   return {f"{theirs}.weight": Layout(paths, export, read)}
 

@@ -7,7 +7,9 @@ from halonet.layers.global_attention import Global
 from halonet.layers.halo import Halo
 from halonet.layers.lambda_layer import Lambda
 from halonet.layers.per_pixel import PerPixel
+from halonet.layers.spatial_reduction import SpatialReduction
 from halonet.layers.timm_halo import TimmHalo
+from halonet.layers.window import Window
 
 _OPERATORS: dict[str, type[Operator]] = {
   "conv": Convolution,
@@ -16,6 +18,8 @@ _OPERATORS: dict[str, type[Operator]] = {
   "global": Global,
   "lambda": Lambda,
   "timm_halo": TimmHalo,
+  "window": Window,
+  "spatial_reduction": SpatialReduction,
 }
 
 

@@ -13,7 +13,7 @@ from halonet.layers.attention_stem import (
   MixedStem,
 )
 from halonet.layers.base import Activation, Norm, Stem
-from halonet.layers.convolution import conv
+from halonet.layers.convolution import conv, embed_patches
 from halonet.layers.layouts import Entries, Shapes
 
 
@@ -104,11 +104,39 @@ class PatchStem(Stem):
     return norm(name="stem_norm")(x)
 
 
+@dataclasses.dataclass(frozen=True)
+class PatchEmbedding(Stem):
+  """The stem "embed4" of Swin and PVT: 4×4 patches, with a bias."""
+
+  size = 4
+
+  def __call__(
+    self, x: jax.Array, width: int, norm: Norm, activation: Activation
+  ) -> jax.Array:
+    x = embed_patches(x, width, self.size, self.stride, "stem")
+    return norm(name="stem_norm")(x)
+
+  def timm_entries(self, shapes: Shapes) -> Entries:
+    return (
+      layouts.conv("stem", "patch_embed.proj", shapes)
+      | layouts.bias("stem", "patch_embed.proj")
+      | layouts.layer_norm("stem_norm", "patch_embed.norm")
+    )
+
+
+class OverlappingEmbedding(PatchEmbedding):
+  """The stem "embed7" of PVTv2: 7×7 patches, four pixels apart."""
+
+  size = 7
+
+
 STEMS: dict[str, type[Stem]] = {
   "conv7": ConvStem,
   "conv3": SmallConvStem,
   "tiered": TieredStem,
   "patch4": PatchStem,
+  "embed4": PatchEmbedding,
+  "embed7": OverlappingEmbedding,
   "attention": MixedStem,
   "attention_linear": LinearStem,
   "attention_conv": ConvValuesStem,

@@ -11,10 +11,13 @@ from flax import linen as nn
 from halonet.errors import unknown
 from halonet.fields import Field, is_kind
 from halonet.models.halonet import HALONETS
+from halonet.models.pvt import PVT_V2S, PVTS
 from halonet.models.resnet import ResNet
 from halonet.models.resnets import RESNETS
 from halonet.models.sasa import SASAS
-from halonet.models.timm_models import TIMM_MODELS
+from halonet.models.swin import SWINS
+from halonet.models.timm_models import TIMM_MODELS, TIMM_SWINS
+from halonet.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,10 @@ _HOSTS = (
   (ResNet, RESNETS),
   (ResNet, SASAS),
   (ResNet, TIMM_MODELS),
+  (Transformer, SWINS),
+  (Transformer, TIMM_SWINS),
+  (Transformer, PVTS),
+  (Transformer, PVT_V2S),
 )
 
 _MODELS = {
@@ -61,7 +68,7 @@ def register(
       `__call__(images, train=False)`, and may have
         `features(images, train=False)`, outputs of the stages by name;
         `window`, the side in pixels of what a query sees, or None;
-        `adapt(path, array, shape, source)`, as `ResNet.adapt`.
+        `adapt(path, array, shape, source)`, as `Backbone.adapt`.
     image_size: side in pixels of its images.
     **fields: values of the host's fields, in place of their defaults.
 

@@ -5,29 +5,24 @@ HaloNet, SASA, the ResNets and timm's models are rows of fields; see
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
 
-from halonet.fields import Field
 from halonet.layers import layouts
-from halonet.layers.base import check_map
-from halonet.layers.classifier import classifier
 from halonet.layers.convolution import dense
 from halonet.layers.layouts import Entries, Shapes
 from halonet.layers.normalization import STATISTICS, BatchNorm
-from halonet.models import resnet_spec
-from halonet.models.resnet_spec import BlockSpec, ResNetSpec
+from halonet.models.backbone import Backbone, check_images, classify, pool
+from halonet.models.resnet_spec import BottleneckSpec, ResNetSpec
 
 _ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
   """A stem, stages of bottleneck blocks, pooling and a linear classifier.
 
   Attributes:
@@ -35,58 +30,13 @@ class ResNet(nn.Module):
   """
 
   spec: ResNetSpec
-
-  @staticmethod
-  def fields(chosen: Mapping[str, Any]) -> dict[str, Field]:
-    """Returns the fields of a model; see `resnet_spec.spec_fields`."""
-    return resnet_spec.spec_fields(chosen)
-
-  @classmethod
-  def make(cls, **values: Any) -> "ResNet":
-    """Makes a model of checked values for all `fields`."""
-    return cls(resnet_spec.make_spec(values))
-
-  @staticmethod
-  def owners(name: str) -> list[str]:
-    """Names the parts that would have a field."""
-    return resnet_spec.owners(name)
-
-  def __call__(
-    self, images: Array, train: bool = False
-  ) -> Float[Array, "b num_classes"]:
-    """Classifies images.
-
-    Args:
-      images: `[batch, height, width, channels]` of any size, normalised.
-      train: uses the statistics of the batch in batch norms, updates the
-        collection `batch_stats` if it is mutable, and drops paths and features,
-        for which it needs `rngs={"dropout": key}` where the model has any.
-
-    Returns:
-      float32 logits, `[batch, num_classes]`.
-
-    Raises:
-      ValueError: if the images are of another shape, or of whole numbers.
-    """
-    return self._forward(images, train)[1]
-
-  def features(
-    self, images: Array, train: bool = False
-  ) -> dict[str, Float[Array, "b fh fw fc"]]:
-    """Returns the output of every stage, by the names in
-    `spec.feature_info`.
-
-    A map has the input's height and width over the stage's stride, rounded up.
-    """
-    return self._forward(images, train)[0]
+  spec_class: ClassVar[type[ResNetSpec]] = ResNetSpec
 
   @nn.compact
   def _forward(self, images, train):
     spec = self.spec
-    check_map(images, "images")
+    check_images(images, spec.dtype)
     dtype = jnp.dtype(spec.dtype)
-    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
-      raise ValueError("dtype is 'float64', which asks for jax_enable_x64")
     activation = _ACTIVATIONS[spec.activation]
     norm = functools.partial(
       BatchNorm,
@@ -95,8 +45,8 @@ class ResNet(nn.Module):
       momentum=spec.batch_norm_momentum,
       dtype=dtype,
     )
-    width = spec.stem_width or spec.base_width
-    x = spec.stem_part(images.astype(dtype), width, norm, activation)
+    x = images.astype(dtype)
+    x = spec.stem_part(x, spec.stem_features, norm, activation)
     policy = jax.checkpoint_policies.save_only_these_names(STATISTICS)
     block_class = Block
     if spec.remat == "block":
@@ -115,45 +65,8 @@ class ResNet(nn.Module):
     if spec.df:
       x = dense(spec.df, dtype, "final")(x)
       x = activation(norm(name="final_norm")(x))
-    x = x.astype(jnp.promote_types(dtype, jnp.float32)).mean(axis=(1, 2))
-    x = nn.Dropout(spec.dropout, deterministic=not train)(x)
     init = nn.initializers.normal(0.01)
-    if spec.zero_init_classifier:
-      init = nn.initializers.zeros
-    return features, classifier(spec.num_classes, init)(x)
-
-  @property
-  def window(self) -> int | None:
-    """Side in pixels of what a query sees in the widest local attention."""
-    windows = [self.spec.operator(b).window() for b in self.spec.blocks]
-    return max((each for each in windows if each is not None), default=None)
-
-  @nn.nowrap
-  def adapt(
-    self, path: str, array: np.ndarray, shape: tuple[int, ...], source: Any
-  ) -> np.ndarray | None:
-    """Fits a variable of another model to this one.
-
-    Args:
-      path: such as `params/stage1_block1/attention/relative_height`.
-      array: its value in the other model.
-      shape: shape that it must have here.
-      source: the other model.
-
-    Returns:
-      An array of that shape, with resized relative tables; `array` itself
-      where nothing has to change; None if there is no way.
-    """
-    if not isinstance(source, ResNet):
-      return array if array.shape == shape else None
-    _, block, *rest = path.split("/")
-    mine, theirs = (
-      {b.name: model.spec.operator(b) for b in model.spec.blocks}.get(block)
-      for model in (self, source)
-    )
-    if mine is None or type(mine) is not type(theirs) or rest[0] != mine.name:
-      return array if array.shape == shape else None
-    return mine.adapt("/".join(rest[1:]), array, shape, theirs)
+    return features, classify(spec, pool(x), train, init)
 
   @nn.nowrap
   def timm_entries(self, shapes: Shapes) -> Entries:
@@ -196,7 +109,7 @@ class Block(nn.Module):
   """`1×1 → operator → 1×1`, each with batch norm, around a shortcut."""
 
   network: ResNetSpec
-  spec: BlockSpec
+  spec: BottleneckSpec
   norm: Callable[..., nn.Module]
   train: bool
 

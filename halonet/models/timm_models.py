@@ -1,8 +1,12 @@
 """timm's models with local attention, by timm's names, for its weights.
 
-PyTorch Image Models (timm), Ross Wightman: `timm/models/byoanet.py` says what
-they are made of, and holds the hub ids of the weights.
+PyTorch Image Models (timm), Ross Wightman: `timm/models/byoanet.py` and
+`swin_transformer.py` say what they are made of, and hold the hub ids of the
+weights. `halonet.models.pvt` has the models of its `pvt_v2.py`.
 """
+
+from halonet.models.pvt import PVT_V2S
+from halonet.models.swin import SWINS
 
 _TIMM = dict(
   heads=(8, 8, 8, 8),
@@ -120,3 +124,8 @@ TIMM_MODELS = {
     ),
   ),
 }
+
+TIMM_SWINS = {f"{name}_patch4_window7_224": row for name, row in SWINS.items()}
+
+# All names for which timm's weights can be read.
+TIMM_NAMES = (*TIMM_MODELS, *TIMM_SWINS, *PVT_V2S)

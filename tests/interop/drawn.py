@@ -31,10 +31,38 @@ CASES = (
   ("lamhalobotnet50ts_256", (512, 512), {"global_size": 16}, {"img_size": 512}),
   ("haloregnetz_b", (224, 224), {}, {}),
   ("haloregnetz_b", (448, 224), {}, {}),
+  ("swin_tiny_patch4_window7_224", (224, 224), {}, {}),
+  (
+    "swin_tiny_patch4_window7_224",
+    (128, 256),
+    {"window_size": 4},
+    {"img_size": (128, 256), "window_size": 4},
+  ),
+  ("pvt_v2_b0", (224, 224), {}, {}),
+  ("pvt_v2_b1", (225, 250), {}, {}),
+)
+# Larger models of the same kind; scripts/parity_timm.py alone compares them.
+LARGE_CASES = (
+  ("swin_small_patch4_window7_224", (224, 224), {}, {}),
+  ("swin_small_patch4_window7_224", (448, 224), {}, {"img_size": (448, 224)}),
+  ("swin_base_patch4_window7_224", (224, 224), {}, {}),
+  ("pvt_v2_b1", (224, 224), {}, {}),
+  ("pvt_v2_b2", (224, 224), {}, {}),
+  ("pvt_v2_b2", (256, 384), {}, {}),
+  ("pvt_v2_b3", (224, 224), {}, {}),
+  ("pvt_v2_b4", (224, 224), {}, {}),
+  ("pvt_v2_b5", (224, 224), {}, {}),
 )
 GRADIENT_CASES = (
-  ("halonet26t", (256, 256)),
-  ("halonet_h1_timm", (256, 256)),
+  ("halonet26t", (256, 256), {}, {}),
+  ("halonet_h1_timm", (256, 256), {}, {}),
+  (
+    "swin_tiny_patch4_window7_224",
+    (64, 128),
+    {"window_size": 2},
+    {"img_size": (64, 128), "window_size": 2, "drop_path_rate": 0.0},
+  ),
+  ("pvt_v2_b0", (64, 128), {}, {}),
 )
 
 
@@ -93,8 +121,8 @@ def loss_and_gradients(model, state_dict, images, labels):
     loss, gradients = jax.jit(jax.value_and_grad(loss_of))(variables["params"])
     loss = float(loss)
     gradients = jax.tree.map(np.asarray, gradients)
-  statistics = jax.tree.map(np.asarray, variables["batch_stats"])
-  gradients = {"params": gradients, "batch_stats": statistics}
+  statistics = {k: v for k, v in variables.items() if k != "params"}
+  gradients = {"params": gradients} | jax.tree.map(np.asarray, statistics)
   return loss, interop.to_timm(gradients, model)
 
 

@@ -17,6 +17,9 @@ from halonet import predict
 from halonet.errors import UsageError
 from halonet.interop import pretrained
 from halonet.models.registry import get_entry
+from halonet.models.timm_models import TIMM_NAMES
+from halonet.training import initialise
+from tests.interop.drawn import draw_images
 from tests.interop.test_timm import make
 
 
@@ -37,6 +40,33 @@ def test_a_file_there_and_back(weights, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, variables, again)
   with pytest.raises(UsageError, match="exists; name another"):
     pretrained.save_timm(copy, variables, model)
+
+
+@pytest.mark.parametrize(
+  "name, window_size",
+  [("swin_tiny_patch4_window7_224", 8), ("pvt_v2_b0", None)],
+)
+def test_transformers_are_read_for_other_classes_and_windows(
+  tmp_path, name, window_size
+):
+  _, state_dict = make(name, num_classes=3)
+  path = tmp_path / "model.safetensors"
+  safetensors.numpy.save_file(state_dict, path)
+  overrides = {"window_size": window_size} if window_size else {}
+  saved, given = pretrained.load_as_saved(
+    name, str(path), num_classes=10, **overrides
+  )
+  assert saved.spec.num_classes == 3
+  model = halonet.create_model(name, num_classes=10, **overrides)
+  target = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype),
+    jax.eval_shape(model.init, jax.random.key(0), draw_images(1, (64, 64))),
+  )
+  _, notes = initialise.transfer(given, target, saved, model)
+  assert notes[0] == "The classifier is new: 10 classes in place of 3"
+  assert notes[1:] == (
+    ["12 relative tables are resized from 13 to 15 rows"] if window_size else []
+  )
 
 
 def test_the_hub_is_asked_for_safetensors(weights, monkeypatch):
@@ -222,7 +252,7 @@ def test_published_models_are_in_the_registry():
   assert len(set(pretrained.imagenet_classes())) == 1000
   for name, published in pretrained.PRETRAINED.items():
     assert get_entry(name).image_size == published.preprocessing.image_size
-    assert halonet.create_model(name).spec.bottleneck.timm
+    assert name in TIMM_NAMES
 
 
 def test_top_five_by_name(run_main, weights, tmp_path):

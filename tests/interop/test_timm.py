@@ -12,10 +12,11 @@ import pytest
 
 import halonet
 from halonet.interop import timm
-from halonet.models.timm_models import TIMM_MODELS
+from halonet.models.timm_models import TIMM_MODELS, TIMM_NAMES
 from tests.interop.drawn import (
   CASES,
   GRADIENT_CASES,
+  LARGE_CASES,
   draw_images,
   draw_labels,
   draw_state_dict,
@@ -51,11 +52,10 @@ def test_logits_are_timms(name, size, overrides, _):
   assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name, size", GRADIENT_CASES)
-def test_training_is_timms(name, size):
-  model, _ = make(name)
-  _, state_dict = make(name)
-  model = halonet.create_model(name, dtype="float64")
+@pytest.mark.parametrize("name, size, overrides, _", GRADIENT_CASES)
+def test_training_is_timms(name, size, overrides, _):
+  _, state_dict = make(name, **overrides)
+  model = halonet.create_model(name, dtype="float64", **overrides)
   images, labels = draw_images(4, size), draw_labels(4)
   loss, gradients = loss_and_gradients(model, state_dict, images, labels)
   np.testing.assert_allclose(loss, GOLDEN[key(name, size, "loss")], rtol=1e-6)
@@ -117,4 +117,5 @@ def test_what_timm_has_no_place_for_is_not_dropped():
 
 
 def test_every_model_of_timms_is_compared():
-  assert TIMM_MODELS.keys() == {name for name, *_ in CASES}
+  assert set(TIMM_NAMES) == {name for name, *_ in (*CASES, *LARGE_CASES)}
+  assert TIMM_MODELS.keys() <= {name for name, *_ in CASES}

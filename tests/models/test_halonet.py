@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import halonet
+from halonet.models.backbone import Backbone
 from halonet.models.registry import get_entry
 from halonet.models.resnet import ResNet
 
@@ -101,6 +102,23 @@ OTHERS = {
   "halo2botnet50ts_256": 22_635_360,
   "haloregnetz_b": 11_680_072,
   "lamhalobotnet50ts_256": 22_569_824,
+  # timm's, and for PVT the published 13.2, 24.5, 44.2 and 61.4 M.
+  "swin_tiny": 28_288_354,
+  "swin_small": 49_606_258,
+  "swin_base": 87_768_224,
+  "swin_tiny_patch4_window7_224": 28_288_354,
+  "swin_small_patch4_window7_224": 49_606_258,
+  "swin_base_patch4_window7_224": 87_768_224,
+  "pvt_tiny": 13_229_288,
+  "pvt_small": 24_485_864,
+  "pvt_medium": 44_208_104,
+  "pvt_large": 61_369_320,
+  "pvt_v2_b0": 3_666_760,
+  "pvt_v2_b1": 14_009_000,
+  "pvt_v2_b2": 25_362_856,
+  "pvt_v2_b3": 45_238_696,
+  "pvt_v2_b4": 62_556_072,
+  "pvt_v2_b5": 81_956_008,
 }
 
 
@@ -131,7 +149,8 @@ def test_no_count_is_of_a_model_that_is_gone():
 
 
 @pytest.mark.parametrize(
-  "name", [n for n in halonet.list_models() if get_entry(n).host is ResNet]
+  "name",
+  [n for n in halonet.list_models() if issubclass(get_entry(n).host, Backbone)],
 )
 def test_features_at_an_odd_size_are_as_announced(name):
   model = halonet.create_model(name)

@@ -58,7 +58,7 @@ def test_all_fields_of_a_row_are_the_models(name):
       "halonet_h1",
       dict(window_size=3),
       r"no field of halonet_h1, window_size; .*known: activation.*"
-      r"\(window_size belongs to operator per_pixel\)",
+      r"\(window_size belongs to operator per_pixel, operator window\)",
     ),
     ("resnet50", dict(heads=(2, 2, 2, 2)), "heads; .*operator halo"),
     ("halonet_h0", dict(se_ratio=0.25), "channel_attention se"),
