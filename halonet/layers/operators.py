@@ -7,6 +7,7 @@ from halonet.layers.global_attention import Global
 from halonet.layers.halo import Halo
 from halonet.layers.lambda_layer import Lambda
 from halonet.layers.per_pixel import PerPixel
+from halonet.layers.slide import Slide
 from halonet.layers.timm_halo import TimmHalo
 
 _OPERATORS: dict[str, type[Operator]] = {
@@ -15,6 +16,7 @@ _OPERATORS: dict[str, type[Operator]] = {
   "per_pixel": PerPixel,
   "global": Global,
   "lambda": Lambda,
+  "slide": Slide,
   "timm_halo": TimmHalo,
 }
 

@@ -16,8 +16,9 @@ from jax import lax, nn
 from jaxtyping import Array, Float
 
 from halonet.ops.arguments import check_arrays, check_count
+from halonet.ops.forms.form import Place
 
-IMPLEMENTATIONS = ("products", "convolution")
+IMPLEMENTATIONS = ("auto", "slices", "products", "side_by_side", "convolution")
 
 
 def slide_attention(
@@ -31,7 +32,7 @@ def slide_attention(
   window_size: int,
   value_kernel: Float[Array, "window window d shifts"] | None = None,
   value_bias: Float[Array, "d shifts"] | None = None,
-  implementation: str = "products",
+  implementation: str = "auto",
 ) -> Float[Array, "b h w heads d"]:
   """Attends to window_size² shifts of keys and values (section 3).
 
@@ -56,24 +57,28 @@ def slide_attention(
     window_size: side of the window in pixels; odd.
     value_kernel: kernel of the values; None: `kernel`.
     value_bias: bias of the values; None: `bias`.
-    implementation: "products", a product of matrices for each pixel of the
-      window; or "convolution", the depthwise convolution of the paper, whose
-      shifts are window_size² times as large as the map.
+    implementation: "slices", for fixed shifts alone; "products", a product of
+      matrices for each pixel of the window; "side_by_side", the same for all
+      heads at once, with zeros between them, for TPUs; "convolution", the
+      depthwise convolution of the paper, whose shifts are window_size² times
+      as large as the map; or "auto", the fastest of these (docs/slide.md).
 
   Returns:
     `[batch, height, width, heads, head_dim]` in the dtype of `value`. Logits
     and softmax are float32 for narrower inputs.
 
   Raises:
-    ValueError: if `window_size` is not odd, if the shapes do not fit, or if
-      there is no such implementation.
+    ValueError: if `window_size` is not odd, if the shapes do not fit, if there
+      is no such implementation, or if it cannot serve the kernel.
   """
   check_window(window_size)
   check_arrays(query, key, value)
   heads, head_dim = query.shape[3:]
   shifts = window_size**2
+  fixed = kernel is None and value_kernel is None
+  implementation = _choose(implementation, fixed)
   if kernel is None:
-    kernel = fixed_shifts(window_size, head_dim)
+    kernel = jnp.asarray(fixed_shifts(window_size, head_dim))
   bias = jnp.zeros((head_dim, shifts)) if bias is None else bias
   table = jnp.zeros((heads, shifts)) if table is None else table
   value_kernel = kernel if value_kernel is None else value_kernel
@@ -89,17 +94,30 @@ def slide_attention(
   for name, (shape, needed) in wanted.items():
     if shape != needed:
       raise ValueError(f"{name} has shape {shape}; it must be {needed}")
+  parameters = kernel, bias[None] + table[:, None], value_kernel, value_bias
+  output = _FORMS[implementation](
+    query, key, value, *(x.astype(query.dtype) for x in parameters)
+  )
+  return output.astype(value.dtype)
+
+
+def _choose(implementation, fixed):
+  """Returns the name of the form that serves; raises ValueError if none."""
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"implementation is {implementation!r}; it must be one of"
       f" {', '.join(IMPLEMENTATIONS)}"
     )
-  attend = _products if implementation == "products" else _convolution
-  parameters = kernel, bias[None] + table[:, None], value_kernel, value_bias
-  output = attend(
-    query, key, value, *(x.astype(query.dtype) for x in parameters)
-  )
-  return output.astype(value.dtype)
+  if implementation == "slices" and not fixed:
+    raise ValueError(
+      "implementation is 'slices', which has fixed shifts alone; 'auto' serves"
+      " learned kernels, too"
+    )
+  if implementation != "auto":
+    return implementation
+  if Place.current().platform == "tpu":
+    return "side_by_side"
+  return "slices" if fixed else "products"
 
 
 def fixed_shifts(
@@ -132,7 +150,30 @@ def check_window(window_size: int, name: str = "window_size") -> None:
 # the keys' bias have no other part in the result than their sum.
 
 
-def _products(query, key, value, kernel, key_bias, value_kernel, value_bias):
+def _slices(query, key, value, kernel, key_bias, value_kernel, value_bias):
+  """Multiplies by the map itself, moved by a pixel at a time."""
+  del kernel, value_kernel  # They are those of `fixed_shifts`.
+  size = round(key_bias.shape[-1] ** 0.5)
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  with jax.named_scope("logits"):
+    query = query.astype(wide)
+    logits = jnp.einsum("bhwnd,ndi->bhwni", query, key_bias.astype(wide))
+    products = [
+      (query * pixel.astype(wide)).sum(axis=-1) for pixel in _pixels(key, size)
+    ]
+    logits += jnp.stack(products, axis=-1)
+  with jax.named_scope("softmax"):
+    weights = nn.softmax(logits)
+  with jax.named_scope("values"):
+    output = jnp.einsum("bhwni,di->bhwnd", weights, value_bias.astype(wide))
+    for place, pixel in enumerate(_pixels(value, size)):
+      output += weights[..., place, None] * pixel.astype(wide)
+  return output
+
+
+def _products(
+  query, key, value, kernel, key_bias, value_kernel, value_bias, *, together=1
+):
   """Multiplies by the kernel what has been reduced to one pixel of the window.
 
   The shifts themselves are never made. As the logits are linear in the shifts,
@@ -140,54 +181,71 @@ def _products(query, key, value, kernel, key_bias, value_kernel, value_bias):
     q · k_i = Σ_p Σ_c (q_c k_c(p)) W_pci + Σ_c q_c b_ci
 
   is a product of matrices for each pixel p of the window, and likewise Σ_i a_i
-  v_i. The channels of all heads stay side by side; a matrix has the kernel
-  once per head, in blocks on its diagonal.
+  v_i. The channels of `together` heads stay side by side: their matrix has the
+  kernel once per head, in blocks on its diagonal.
   """
-  *size, heads, _ = query.shape
-  window_size = kernel.shape[0]
+  shape, size = query.shape, kernel.shape[0]
   wide = jnp.promote_types(query.dtype, jnp.float32)
-  shape = value.shape
-  query, key, value = (x.reshape(*size, -1) for x in (query, key, value))
+  query, key, value = (
+    x.reshape(*shape[:3], -1, together * shape[4]) for x in (query, key, value)
+  )
+
   with jax.named_scope("logits"):
-    logits = jnp.einsum(
-      "bhwc,cni->bhwni",
-      query,
-      _blocks(key_bias, heads),
-      preferred_element_type=wide,
-    )
-    for pixel, matrix in _pixels(key, kernel):
+    bias = key_bias.reshape(-1, together, *key_bias.shape[1:]).astype(wide)
+    bias = _blocks(bias, together)
+    logits = jnp.einsum("bhwgc,gcni->bhwgni", query.astype(wide), bias)
+    for pixel, matrix in zip(
+      _pixels(key, size), _matrices(kernel, together), strict=True
+    ):
       logits += jnp.einsum(
-        "bhwc,cni->bhwni",
+        "bhwgc,cni->bhwgni",
         query * pixel,
-        _blocks(matrix, heads),
+        matrix,
         preferred_element_type=wide,
       )
   with jax.named_scope("softmax"):
     weights = nn.softmax(logits).astype(value.dtype)
+
+  def mix(matrix):
+    return jnp.einsum("bhwgni,cni->bhwgc", weights, matrix).astype(wide)
+
   with jax.named_scope("values"):
-    output = jnp.einsum(
-      "bhwni,cni->bhwc", weights, _blocks(value_bias, heads)
-    ).astype(wide)
-    for pixel, matrix in _pixels(value, value_kernel):
-      mixed = jnp.einsum("bhwni,cni->bhwc", weights, _blocks(matrix, heads))
-      output += pixel.astype(wide) * mixed.astype(wide)
+    output = mix(_blocks(value_bias, together))
+    for pixel, matrix in zip(
+      _pixels(value, size), _matrices(value_kernel, together), strict=True
+    ):
+      output += pixel.astype(wide) * mix(matrix)
   return output.reshape(shape)
 
 
-def _pixels(x, kernel):
-  """Yields the map at each pixel of the window, with its part of the kernel."""
-  size = kernel.shape[0]
+def _pixels(x, size):
+  """Yields the map as seen at each pixel of a window."""
   height, width = x.shape[1:3]
-  x = jnp.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+  border = size // 2, size // 2
+  x = jnp.pad(x, ((0, 0), border, border, (0, 0), (0, 0)))
   for row, col in np.ndindex(size, size):
-    yield x[:, row : row + height, col : col + width], kernel[row, col]
+    yield x[:, row : row + height, col : col + width]
+
+
+def _matrices(kernel, heads):
+  """Yields the kernel's part for each pixel of a window, as `_blocks`."""
+  for row, col in np.ndindex(*kernel.shape[:2]):
+    yield _blocks(kernel[row, col], heads)
 
 
 def _blocks(x, heads):
-  """Puts blocks on the diagonal: `[(heads,) d, shifts]` → `[heads · d, heads,
-  shifts]`."""
-  blocks = jnp.eye(heads, dtype=x.dtype)[:, None, :, None] * x[..., None, :]
-  return blocks.reshape(-1, heads, x.shape[-1])
+  """Puts blocks on the diagonal: `[..., (heads,) d, shifts]` → `[..., heads ·
+  d, heads, shifts]`."""
+  blocks = jnp.eye(heads, dtype=x.dtype)[:, None, :, None]
+  if x.ndim == 2:
+    x = x[None]
+  blocks = blocks * x[..., None, :]
+  return blocks.reshape(*x.shape[:-3], -1, heads, x.shape[-1])
+
+
+def _side_by_side(query, *arrays):
+  """Computes `_products` of all heads together, for wide matrix units."""
+  return _products(query, *arrays, together=query.shape[3])
 
 
 def _convolution(query, key, value, kernel, key_bias, value_kernel, value_bias):
@@ -221,3 +279,11 @@ def _convolve(x, kernel):
     feature_group_count=dim,
   )
   return x.reshape(batch, heads, height, width, dim, -1)
+
+
+_FORMS = {
+  "slices": _slices,
+  "products": _products,
+  "side_by_side": _side_by_side,
+  "convolution": _convolution,
+}

@@ -10,10 +10,24 @@ import pytest
 
 from halonet.ops.shifted import IMPLEMENTATIONS, fixed_shifts, slide_attention
 
-# Even and odd maps, smaller than the window, and of one pixel.
-SIZES = [(5, 4, 3), (3, 7, 3), (2, 3, 3), (1, 1, 3), (4, 6, 5), (5, 4, 7)]
-SIZES += [(3, 2, 1)]
+FORMS = IMPLEMENTATIONS[1:]  # "auto" is one of them.
+LEARNED = [name for name in FORMS if name != "slices"]
 PARAMETERS = ("kernel", "bias", "table", "value_kernel", "value_bias")
+
+
+GIVEN = {
+  "fixed": (),
+  "biased": ("bias", "table"),
+  "shared": ("kernel", "bias", "table"),
+  "separate": PARAMETERS,
+}
+# Even and odd maps, smaller than the window, and of one pixel.
+CASES = [(5, 4, 3, given) for given in GIVEN]
+CASES += [
+  (*size, given)
+  for size in ((3, 7, 3), (1, 1, 3), (3, 4, 5), (2, 3, 7), (3, 2, 1))
+  for given in ("biased", "separate")
+]
 
 
 def arrays(height, width, window, given=PARAMETERS, heads=2, dim=3, seed=0):
@@ -49,7 +63,7 @@ def loop(
   window_size,
 ):
   """Attends pixel by pixel, head by head and shift by shift."""
-  height, width, heads, dim = query.shape[1:]
+  height, width, _, dim = query.shape[1:]
   radius = window_size // 2
   value_kernel = kernel if value_kernel is None else value_kernel
   value_bias = bias if value_bias is None else value_bias
@@ -72,7 +86,9 @@ def loop(
     for shift in range(window_size**2):
       place = n, y, x, head, shift
       logit = q @ shifted(key, kernel, bias, *place)
-      logits.append(logit + (0 if table is None else table[head, shift] * sum(q)))
+      logits.append(
+        logit + (0 if table is None else table[head, shift] * sum(q))
+      )
       values.append(shifted(value, value_kernel, value_bias, *place))
     weights = np.exp(np.array(logits) - max(logits))
     output[n, y, x, head] = weights / weights.sum() @ np.array(values)
@@ -88,38 +104,45 @@ def error(actual, expected):
   return np.abs(np.asarray(actual, np.float64) - expected).max() / scale
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-  "given",
-  [(), ("bias", "table"), ("kernel", "bias", "table"), PARAMETERS],
-  ids=["fixed", "biased", "shared", "separate"],
-)
-@pytest.mark.parametrize("height, width, window", SIZES)
-def test_matches_the_loop(height, width, window, given, implementation):
-  inputs, _ = arrays(height, width, window, given)
+@functools.cache
+def expected(height, width, window, given):
+  inputs, _ = arrays(height, width, window, GIVEN[given])
+  return loop(**inputs, window_size=window)
+
+
+@pytest.mark.parametrize("height, width, window, given", CASES)
+@pytest.mark.parametrize("implementation", FORMS)
+def test_matches_the_loop(implementation, height, width, window, given):
+  if "kernel" in GIVEN[given] and implementation == "slices":
+    pytest.skip("it has fixed shifts alone")
+  inputs, _ = arrays(height, width, window, GIVEN[given])
   attend = functools.partial(
     slide_attention, window_size=window, implementation=implementation
   )
   output = jax.jit(attend)(**single(inputs))
-  assert error(output, loop(**inputs, window_size=window)) <= 1e-5
+  assert error(output, expected(height, width, window, given)) <= 1e-5
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+  "implementation, given",
+  [("slices", ("bias", "table")), *((name, PARAMETERS) for name in LEARNED)],
+)
 @pytest.mark.parametrize("height, width, window", [(3, 4, 3), (2, 3, 5)])
 def test_derivatives_are_those_of_the_loop(
-  height, width, window, implementation
+  height, width, window, implementation, given
 ):
   """Along random directions: reverse, forward, and central differences."""
-  inputs, weight = arrays(height, width, window, heads=1, dim=2)
+  inputs, weight = arrays(height, width, window, given, dim=2)
   rng = np.random.default_rng(1)
   options = dict(window_size=window, implementation=implementation)
   with jax.enable_x64():
 
     def attend(inputs):
-      return (slide_attention(**inputs, **options) * weight[..., :1, :2]).sum()
+      return (slide_attention(**inputs, **options) * weight).sum()
 
     given = {name: jnp.asarray(x) for name, x in inputs.items()}
     gradients = jax.jit(jax.grad(attend))(given)
+    push = jax.jit(lambda *x: jax.jvp(attend, x[:1], x[1:]))
     for name, x in inputs.items():
       direction = {k: np.zeros_like(v) for k, v in inputs.items()}
       direction[name] = rng.normal(size=x.shape)
@@ -133,14 +156,14 @@ def test_derivatives_are_those_of_the_loop(
         ).sum()
         for step in (1e-5, -1e-5)
       )
-      expected = (ahead - behind) / 2e-5
+      wanted = (ahead - behind) / 2e-5
       reverse = (np.asarray(gradients[name]) * direction[name]).sum()
-      _, forward = jax.jvp(attend, (given,), (direction,))
-      np.testing.assert_allclose(reverse, expected, rtol=1e-6, atol=1e-8)
+      _, forward = push(given, direction)
+      np.testing.assert_allclose(reverse, wanted, rtol=1e-6, atol=1e-8)
       np.testing.assert_allclose(forward, reverse, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", LEARNED)
 def test_shared_kernels_have_the_sum_of_both_gradients(implementation):
   inputs, weight = arrays(4, 5, 3, ("kernel", "bias", "table"))
   inputs = single(inputs)
@@ -183,9 +206,10 @@ def test_the_sum_of_kernels_is_the_sum_of_shifts():
   )
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", FORMS)
 def test_bfloat16_is_within_its_precision(implementation):
-  inputs, _ = arrays(5, 4, 3, ("kernel", "bias", "table"), dim=8)
+  given = () if implementation == "slices" else ("kernel",)
+  inputs, _ = arrays(5, 4, 3, (*given, "bias", "table"), dim=8)
   inputs["query"] *= 8**-0.5 / 4
   narrow = {name: jnp.asarray(x, jnp.bfloat16) for name, x in inputs.items()}
   options = dict(window_size=3, implementation=implementation)
@@ -194,7 +218,9 @@ def test_bfloat16_is_within_its_precision(implementation):
     output = slide_attention(**inputs, **options)
     return output.astype(jnp.float32).sum(), output
 
-  (_, output), gradients = jax.value_and_grad(attend, has_aux=True)(narrow)
+  (_, output), gradients = jax.jit(jax.value_and_grad(attend, has_aux=True))(
+    narrow
+  )
   assert output.dtype == jnp.bfloat16
   assert all(x.dtype == jnp.bfloat16 for x in gradients.values())
   wide = {name: np.asarray(x, np.float64) for name, x in narrow.items()}
@@ -215,8 +241,7 @@ def test_products_make_no_shifts():
     compiled = jax.jit(attend).lower(**shapes).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  products, convolution = map(needs, IMPLEMENTATIONS)
-  assert products <= convolution / 2
+  assert needs("products") <= needs("convolution") / 2
 
 
 @pytest.mark.parametrize(
@@ -227,7 +252,8 @@ def test_products_make_no_shifts():
     (dict(window_size=5), "kernel has shape (3, 3, 3, 9); it must be (5, 5"),
     (dict(bias=jnp.zeros((3, 8))), "bias has shape (3, 8); it must be (3, 9)"),
     (dict(table=jnp.zeros((1, 9))), "table has shape (1, 9); it must be (2, 9"),
-    (dict(implementation="shifts"), "one of products, convolution"),
+    (dict(implementation="shifts"), "one of auto, slices, products, side_by"),
+    (dict(implementation="slices"), "'slices', which has fixed shifts alone"),
   ],
 )
 def test_impossible_arguments_are_named(changes, words, unchecked_shapes):
