@@ -7,6 +7,15 @@ import pytest
 
 import halonet
 from halonet.layers.slide import SlideAttention, merge
+from tests.layers import slide_drawn
+from tests.layers.slide_drawn import (
+  CASES,
+  GOLDEN,
+  from_authors,
+  key,
+  projected,
+  run,
+)
 from tests.ops.test_shifted import error, loop
 
 
@@ -136,6 +145,23 @@ def test_merged_layers_put_out_the_same(shared, fixed_bias):
   assert jax.tree.map(jnp.shape, merge(params)) == jax.tree.map(
     jnp.shape, wanted
   )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_answers_as_the_authors_layer(case):
+  """In its own layout, from weights of theirs; see scripts/parity_slide.py."""
+  golden = np.load(GOLDEN)
+  _, state, x, weight = slide_drawn.draw(case)
+  params = from_authors(state, case)
+  *_, heads, window = case
+  with jax.enable_x64():
+    layer = SlideAttention(heads, window, dtype=jnp.float64)
+    output, *gradients = run(layer, params, x, weight)
+    merged = SlideAttention(heads, window, shifts="merged", dtype=jnp.float64)
+    other, *_ = run(merged, merge(params), x, weight)
+    for actual in (output, other):
+      assert error(actual, golden[key(case, "output")]) <= 1e-12
+    assert error(projected(*gradients), golden[key(case, "gradient")]) <= 1e-12
 
 
 def model(**fields):
