@@ -8,8 +8,8 @@ The maps are square, with heads of 32 channels; by default those of stage 1 of
 Slide-Swin-T. Kernel, bias and table are learned; with --fixed, there is no
 kernel. Measured are the forward pass alone, and the value and gradients of all
 arrays. Implementations take turns in one process; the fastest round of the
-first one, the paper's convolution, is divided by that of each. Memory is what the compiled program holds
-between its steps, beside arguments and results.
+first one, the paper's convolution, is divided by that of each. Memory is what
+the compiled program holds between its steps, beside arguments and results.
 
 With --topology, nothing runs: the TPU compiler, which needs no TPU, estimates
 the cycles of a core of that chip.
