@@ -171,7 +171,7 @@ def merge(params: Mapping[str, Any]) -> dict[str, Any]:
   """Turns parameters with deformed shifts into those with merged ones.
 
   The outputs are the same but for rounding: a merged kernel is the sum of the
-  learned and the fixed one, and its bias the sum of both biases (section 3.4).
+  learned and the fixed one, and its bias the sum of both biases.
 
   Args:
     params: parameters of a `SlideAttention`, or of any model that has some.

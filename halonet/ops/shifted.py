@@ -34,7 +34,7 @@ def slide_attention(
   value_bias: Float[Array, "d shifts"] | None = None,
   implementation: str = "auto",
 ) -> Float[Array, "b h w heads d"]:
-  """Attends to window_size² shifts of keys and values (section 3).
+  """Attends to window_size² shifts of keys and values.
 
   With the shifts k_i = W_i * k + b_i of the keys, those v_i of the values, and
   the channels c of a head,
@@ -249,7 +249,7 @@ def _side_by_side(query, *arrays):
 
 
 def _convolution(query, key, value, kernel, key_bias, value_kernel, value_bias):
-  """Makes all shifts by a depthwise convolution (section 3.2)."""
+  """Makes all shifts by a depthwise convolution."""
   wide = jnp.promote_types(query.dtype, jnp.float32)
   query = jnp.moveaxis(query, 3, 1)
   with jax.named_scope("shifts"):

@@ -190,7 +190,7 @@ def test_shared_kernels_have_the_sum_of_both_gradients(implementation):
 
 
 def test_the_sum_of_kernels_is_the_sum_of_shifts():
-  """By linearity; the paper's merging (section 3.4)."""
+  """The paper's merging is exact, by linearity."""
   inputs, _ = arrays(5, 4, 3, ("kernel", "bias", "table"))
   learned, fixed = inputs["kernel"], fixed_shifts(3, 3)
   merged = inputs | dict(kernel=learned + fixed)
