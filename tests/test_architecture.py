@@ -34,7 +34,7 @@ FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 
 DOCS = (
   "architecture attention benchmarks costs data departures models reproduce"
-  " recipes sweeps timm tpu training"
+  " recipes slide sweeps timm tpu training"
 )
 
 

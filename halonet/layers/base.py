@@ -277,6 +277,9 @@ def round_to_eight(width: float) -> int:
 class Projection(nn.Module):
   """Maps channels linearly to those of all heads.
 
+  With a bias the kernel starts as in Swin, normal with deviation 0.02; without
+  one by LeCun's rule.
+
   Parameters are those of `nn.DenseGeneral`. The result is flat: an array with
   an axis of heads would have another layout in a TPU's memory, and would be
   copied before the attention's kernel.
@@ -289,9 +292,12 @@ class Projection(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... v"]:
+    draw = nn.initializers.lecun_normal()
+    if self.bias:
+      draw = nn.initializers.normal(0.02)
+
     def init(key, shape):
-      flat = nn.initializers.lecun_normal()(key, (shape[0], self.features))
-      return flat.reshape(shape)
+      return draw(key, (shape[0], self.features)).reshape(shape)
 
     heads = (self.heads, self.features // self.heads)
     kernel = self.param("kernel", init, (x.shape[-1], *heads))

@@ -7,6 +7,7 @@ from halonet.layers.global_attention import Global
 from halonet.layers.halo import Halo
 from halonet.layers.lambda_layer import Lambda
 from halonet.layers.per_pixel import PerPixel
+from halonet.layers.slide import Slide
 from halonet.layers.spatial_reduction import SpatialReduction
 from halonet.layers.timm_halo import TimmHalo
 from halonet.layers.window import Window
@@ -17,6 +18,7 @@ _OPERATORS: dict[str, type[Operator]] = {
   "per_pixel": PerPixel,
   "global": Global,
   "lambda": Lambda,
+  "slide": Slide,
   "timm_halo": TimmHalo,
   "window": Window,
   "spatial_reduction": SpatialReduction,

@@ -1,0 +1,289 @@
+"""Slide attention: every pixel attends to shifted copies of the map.
+
+"Slide-Transformer: Hierarchical Vision Transformer with Local Self-Attention",
+Pan et al., CVPR 2023, arXiv:2304.04237.
+
+A depthwise convolution makes window_size² maps of the keys, and as many of the
+values. With one-hot kernels these are the map, shifted to each place of a
+window, and the attention is local. A learned kernel, added to the one-hot one,
+lets a shift gather from the whole window (deformed shifts).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, nn
+from jaxtyping import Array, Float
+
+from halonet.ops.arguments import check_arrays, check_count
+from halonet.ops.forms.form import Place
+
+IMPLEMENTATIONS = ("auto", "slices", "products", "side_by_side", "convolution")
+
+
+def slide_attention(
+  query: Float[Array, "b h w heads d"],
+  key: Float[Array, "b h w heads d"],
+  value: Float[Array, "b h w heads d"],
+  kernel: Float[Array, "window window d shifts"] | None = None,
+  bias: Float[Array, "d shifts"] | None = None,
+  table: Float[Array, "heads shifts"] | None = None,
+  *,
+  window_size: int,
+  value_kernel: Float[Array, "window window d shifts"] | None = None,
+  value_bias: Float[Array, "d shifts"] | None = None,
+  implementation: str = "auto",
+) -> Float[Array, "b h w heads d"]:
+  """Attends to window_size² shifts of keys and values.
+
+  With the shifts k_i = W_i * k + b_i of the keys, those v_i of the values, and
+  the channels c of a head,
+
+    y = Σ_i softmax_i(q · k_i + t_i Σ_c q_c) v_i.
+
+  All heads share the kernel. Beyond the border the map is zero, and nothing is
+  masked: a shift from there is its bias. The logits are not scaled here.
+
+  Args:
+    query: `[batch, height, width, heads, head_dim]`.
+    key: the same shape as `query`.
+    value: the same shape as `query`.
+    kernel: `[window_size, window_size, head_dim, window_size²]`; entry (y, x,
+      c, i) is the weight of the pixel `(y − r, x − r)` away, with `r =
+      ⌊window_size/2⌋`, in channel c of shift i. None: `fixed_shifts`.
+    bias: `[head_dim, window_size²]`, added to the shifts; None: zero.
+    table: `[heads, window_size²]`, added to every channel of the shifted keys
+      (t); None: zero.
+    window_size: side of the window in pixels; odd.
+    value_kernel: kernel of the values; None: `kernel`.
+    value_bias: bias of the values; None: `bias`.
+    implementation: "slices", for fixed shifts alone; "products", a product of
+      matrices for each pixel of the window; "side_by_side", the same for all
+      heads at once, with zeros between them, for TPUs; "convolution", the
+      depthwise convolution of the paper, whose shifts are window_size² times
+      as large as the map; or "auto", the fastest of these (docs/slide.md).
+
+  Returns:
+    `[batch, height, width, heads, head_dim]` in the dtype of `value`. Logits
+    and softmax are float32 for narrower inputs.
+
+  Raises:
+    ValueError: if `window_size` is not odd, if the shapes do not fit, if there
+      is no such implementation, or if it cannot serve the kernel.
+  """
+  check_window(window_size)
+  check_arrays(query, key, value)
+  heads, head_dim = query.shape[3:]
+  shifts = window_size**2
+  fixed = kernel is None and value_kernel is None
+  implementation = _choose(implementation, fixed)
+  if kernel is None:
+    kernel = jnp.asarray(fixed_shifts(window_size, head_dim))
+  bias = jnp.zeros((head_dim, shifts)) if bias is None else bias
+  table = jnp.zeros((heads, shifts)) if table is None else table
+  value_kernel = kernel if value_kernel is None else value_kernel
+  value_bias = bias if value_bias is None else value_bias
+  wanted = {
+    "value": (value.shape, query.shape),
+    "kernel": (kernel.shape, (window_size, window_size, head_dim, shifts)),
+    "bias": (bias.shape, (head_dim, shifts)),
+    "table": (table.shape, (heads, shifts)),
+    "value_kernel": (value_kernel.shape, kernel.shape),
+    "value_bias": (value_bias.shape, bias.shape),
+  }
+  for name, (shape, needed) in wanted.items():
+    if shape != needed:
+      raise ValueError(f"{name} has shape {shape}; it must be {needed}")
+  parameters = kernel, bias[None] + table[:, None], value_kernel, value_bias
+  output = _FORMS[implementation](
+    query, key, value, *(x.astype(query.dtype) for x in parameters)
+  )
+  return output.astype(value.dtype)
+
+
+def _choose(implementation, fixed):
+  """Returns the name of the form that serves; raises ValueError if none."""
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation is {implementation!r}; it must be one of"
+      f" {', '.join(IMPLEMENTATIONS)}"
+    )
+  if implementation == "slices" and not fixed:
+    raise ValueError(
+      "implementation is 'slices', which has fixed shifts alone; 'auto' serves"
+      " learned kernels, too"
+    )
+  if implementation != "auto":
+    return implementation
+  if Place.current().platform == "tpu":
+    return "side_by_side"
+  return "slices" if fixed else "products"
+
+
+def fixed_shifts(
+  window_size: int, head_dim: int
+) -> Float[np.ndarray, "window window d shifts"]:
+  """Returns the one-hot kernel whose shift i is the map at place i.
+
+  Places of the window count along its rows: shift i reads the pixel
+  `⌊i/window_size⌋ − r` rows and `i mod window_size − r` columns away, with `r =
+  ⌊window_size/2⌋`.
+
+  Returns:
+    float32 `[window_size, window_size, head_dim, window_size²]`.
+  """
+  shifts = np.eye(window_size**2, dtype=np.float32)
+  shifts = shifts.reshape(window_size, window_size, 1, -1)
+  return np.tile(shifts, (1, 1, head_dim, 1))
+
+
+def check_window(window_size: int, name: str = "window_size") -> None:
+  """Raises ValueError unless a window has a side and a pixel in its middle."""
+  check_count(name, window_size)
+  if window_size % 2 == 0:
+    raise ValueError(f"{name} is {window_size}; it must be odd")
+
+
+# ------------------------------------------------------------------ the forms
+#
+# `key_bias` is `[heads, d, shifts]` here, with the table in it. The table and
+# the keys' bias have no other part in the result than their sum.
+
+
+def _slices(query, key, value, kernel, key_bias, value_kernel, value_bias):
+  """Multiplies by the map itself, moved by a pixel at a time."""
+  del kernel, value_kernel  # They are those of `fixed_shifts`.
+  size = round(key_bias.shape[-1] ** 0.5)
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  with jax.named_scope("logits"):
+    query = query.astype(wide)
+    logits = jnp.einsum("bhwnd,ndi->bhwni", query, key_bias.astype(wide))
+    products = [
+      (query * pixel.astype(wide)).sum(axis=-1) for pixel in _pixels(key, size)
+    ]
+    logits += jnp.stack(products, axis=-1)
+  with jax.named_scope("softmax"):
+    weights = nn.softmax(logits)
+  with jax.named_scope("values"):
+    output = jnp.einsum("bhwni,di->bhwnd", weights, value_bias.astype(wide))
+    for place, pixel in enumerate(_pixels(value, size)):
+      output += weights[..., place, None] * pixel.astype(wide)
+  return output
+
+
+def _products(
+  query, key, value, kernel, key_bias, value_kernel, value_bias, *, together=1
+):
+  """Multiplies by the kernel what has been reduced to one pixel of the window.
+
+  The shifts themselves are never made. As the logits are linear in the shifts,
+
+    q · k_i = Σ_p Σ_c (q_c k_c(p)) W_pci + Σ_c q_c b_ci
+
+  is a product of matrices for each pixel p of the window, and likewise Σ_i a_i
+  v_i. The channels of `together` heads stay side by side: their matrix has the
+  kernel once per head, in blocks on its diagonal.
+  """
+  shape, size = query.shape, kernel.shape[0]
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  query, key, value = (
+    x.reshape(*shape[:3], -1, together * shape[4]) for x in (query, key, value)
+  )
+
+  with jax.named_scope("logits"):
+    bias = key_bias.reshape(-1, together, *key_bias.shape[1:]).astype(wide)
+    bias = _blocks(bias, together)
+    logits = jnp.einsum("bhwgc,gcni->bhwgni", query.astype(wide), bias)
+    for pixel, matrix in zip(
+      _pixels(key, size), _matrices(kernel, together), strict=True
+    ):
+      logits += jnp.einsum(
+        "bhwgc,cni->bhwgni",
+        query * pixel,
+        matrix,
+        preferred_element_type=wide,
+      )
+  with jax.named_scope("softmax"):
+    weights = nn.softmax(logits).astype(value.dtype)
+
+  def mix(matrix):
+    return jnp.einsum("bhwgni,cni->bhwgc", weights, matrix).astype(wide)
+
+  with jax.named_scope("values"):
+    output = mix(_blocks(value_bias, together))
+    for pixel, matrix in zip(
+      _pixels(value, size), _matrices(value_kernel, together), strict=True
+    ):
+      output += pixel.astype(wide) * mix(matrix)
+  return output.reshape(shape)
+
+
+def _pixels(x, size):
+  """Yields the map as seen at each pixel of a window."""
+  height, width = x.shape[1:3]
+  border = size // 2, size // 2
+  x = jnp.pad(x, ((0, 0), border, border, (0, 0), (0, 0)))
+  for row, col in np.ndindex(size, size):
+    yield x[:, row : row + height, col : col + width]
+
+
+def _matrices(kernel, heads):
+  """Yields the kernel's part for each pixel of a window, as `_blocks`."""
+  for row, col in np.ndindex(*kernel.shape[:2]):
+    yield _blocks(kernel[row, col], heads)
+
+
+def _blocks(x, heads):
+  """Puts blocks on the diagonal: `[..., (heads,) d, shifts]` → `[..., heads ·
+  d, heads, shifts]`."""
+  blocks = jnp.eye(heads, dtype=x.dtype)[:, None, :, None]
+  if x.ndim == 2:
+    x = x[None]
+  blocks = blocks * x[..., None, :]
+  return blocks.reshape(*x.shape[:-3], -1, heads, x.shape[-1])
+
+
+def _side_by_side(query, *arrays):
+  """Computes `_products` of all heads together, for wide matrix units."""
+  return _products(query, *arrays, together=query.shape[3])
+
+
+def _convolution(query, key, value, kernel, key_bias, value_kernel, value_bias):
+  """Makes all shifts by a depthwise convolution."""
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  query = jnp.moveaxis(query, 3, 1)
+  with jax.named_scope("shifts"):
+    keys = _convolve(key, kernel).astype(wide) + key_bias[:, None, None]
+    values = _convolve(value, value_kernel).astype(wide) + value_bias
+  with jax.named_scope("logits"):
+    logits = jnp.einsum("bnhwd,bnhwdi->bnhwi", query.astype(wide), keys)
+  with jax.named_scope("softmax"):
+    weights = nn.softmax(logits)
+  with jax.named_scope("values"):
+    output = jnp.einsum("bnhwi,bnhwdi->bnhwd", weights, values)
+  return jnp.moveaxis(output, 1, 3)
+
+
+def _convolve(x, kernel):
+  """`[batch, height, width, heads, d]` → `[batch, heads, height, width, d,
+  shifts]`."""
+  batch, height, width, heads, dim = x.shape
+  size = kernel.shape[0]
+  x = jnp.moveaxis(x, 3, 1).reshape(-1, height, width, dim)
+  x = lax.conv_general_dilated(
+    x,
+    kernel.reshape(size, size, 1, -1),
+    (1, 1),
+    "SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=dim,
+  )
+  return x.reshape(batch, heads, height, width, dim, -1)
+
+
+_FORMS = {
+  "slices": _slices,
+  "products": _products,
+  "side_by_side": _side_by_side,
+  "convolution": _convolution,
+}
