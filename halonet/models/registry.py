@@ -15,6 +15,7 @@ from halonet.models.pvt import PVT_V2S, PVTS
 from halonet.models.resnet import ResNet
 from halonet.models.resnets import RESNETS
 from halonet.models.sasa import SASAS
+from halonet.models.slide import SLIDES
 from halonet.models.swin import SWINS
 from halonet.models.timm_models import TIMM_MODELS, TIMM_SWINS
 from halonet.models.transformer import Transformer
@@ -45,6 +46,7 @@ _HOSTS = (
   (Transformer, TIMM_SWINS),
   (Transformer, PVTS),
   (Transformer, PVT_V2S),
+  (Transformer, SLIDES),
 )
 
 _MODELS = {

@@ -24,7 +24,7 @@ from halonet.training import initialise, processes
 from halonet.training import optimizer as optimizer_lib
 from halonet.training.checkpoint import Checkpoints
 from halonet.training.evaluation import evaluate, words
-from halonet.training.memory import check_memory, peak_memory
+from halonet.training.memory import check_memory, check_step, peak_memory
 from halonet.training.metrics import Progress, open_writer
 from halonet.training.processes import say, together
 from halonet.training.profiler import Profiler
@@ -170,6 +170,8 @@ def _train(config, task, workdir, source, data, train_split, test_split, stop):
     started = time.perf_counter()
     batch = abstract_batch(task, mesh)
     train_step = train_step.lower(abstract, batch).compile()
+    with together():
+      check_step(train_step)
     say(f"Compiled in {time.perf_counter() - started:.0f} s")
     if stop.signal:
       raise Stopped(stop.signal, f"nothing is lost since step {step}")

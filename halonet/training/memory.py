@@ -16,7 +16,8 @@ _GIB = 2**30
 def check_memory(state: Any, batch: Any) -> None:
   """Raises UsageError if a device cannot hold the state and its batch.
 
-  The activations, which need most, are known only when the step is compiled.
+  The activations, which need most, are known only when the step is compiled;
+  see `check_step`.
 
   Args:
     state: shapes and places of what every training step changes.
@@ -29,19 +30,43 @@ def check_memory(state: Any, batch: Any) -> None:
     )
     for tree in (state, batch)
   )
+  _check(
+    state + batch,
+    f"parameters and their training state take {state / _GIB:.3g} GiB of a"
+    f" device and its share of a batch {batch / _GIB:.3g} GiB",
+    "make config.model, config.batch_size or config.data.image_size smaller, or"
+    " take more devices",
+  )
+
+
+def check_step(step: jax.stages.Compiled) -> None:
+  """Raises UsageError if a device has less memory than a compiled step needs.
+
+  A TPU's or GPU's compiler refuses such a step itself.
+  """
+  analysis = step.memory_analysis()
+  needed = (
+    analysis.argument_size_in_bytes
+    + analysis.temp_size_in_bytes
+    + analysis.output_size_in_bytes
+    - analysis.alias_size_in_bytes
+  )
+  _check(
+    needed,
+    f"a training step needs {needed / _GIB:.3g} GiB of a device",
+    "make config.batch_size smaller, raise config.accumulation_steps, or set"
+    " config.model.remat to 'block'",
+  )
+
+
+def _check(needed, words, remedy):
   devices = jax.local_devices()
   limit = (devices[0].memory_stats() or {}).get("bytes_limit")
   if limit is None:  # The devices are this machine, together.
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit /= len(devices)
-  if state + batch > limit:
-    raise UsageError(
-      f"parameters and their training state take {state / _GIB:.3g} GiB of a"
-      f" device and its share of a batch {batch / _GIB:.3g} GiB, of the"
-      f" {limit / _GIB:.3g} GiB that it has; make config.model,"
-      " config.batch_size or config.data.image_size smaller, or take more"
-      " devices"
-    )
+  if needed > limit:
+    raise UsageError(f"{words}, of the {limit / _GIB:.3g} GiB it has; {remedy}")
 
 
 def peak_memory() -> tuple[int, str]:

@@ -102,6 +102,15 @@ OTHERS = {
   "halo2botnet50ts_256": 22_635_360,
   "haloregnetz_b": 11_680_072,
   "lamhalobotnet50ts_256": 22_569_824,
+  # The authors' figures have 81 · head_dim more for each block with slide
+  # attention: the one-hot kernels, which are no parameters here.
+  "slide_swin_tiny": 28_298_146,
+  "slide_swin_small": 49_616_050,
+  "slide_swin_base": 87_777_056,
+  "slide_pvt_tiny": 12_204_958,
+  "slide_pvt_small": 22_693_195,
+  "slide_pvt_v2_b1": 12_984_670,
+  "slide_pvt_v2_b2": 23_570_187,
   # timm's, and for PVT the published 13.2, 24.5, 44.2 and 61.4 M.
   "swin_tiny": 28_288_354,
   "swin_small": 49_606_258,

@@ -1,11 +1,15 @@
 """Peak memory: of the devices that count it, else of the process."""
 
+import os
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from halonet import train
-from halonet.training.memory import peak_memory
+from halonet.errors import UsageError
+from halonet.training.memory import check_step, peak_memory
 from tests.conftest import arguments
 
 
@@ -51,3 +55,17 @@ def test_what_no_device_can_hold_is_refused(
   assert code == 2 and complaint in error and error.count("\n") == 1
   assert "Compiling" not in output
   assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_step_that_no_device_can_hold_is_refused(monkeypatch):
+  def products(x):
+    return jnp.sin(x @ x.T) @ x
+
+  x = jax.ShapeDtypeStruct((8192, 8), jnp.float32)
+  step = jax.jit(products).lower(x).compile()
+  check_step(step)
+  # Eight devices share 2 GiB, a quarter of which the products take.
+  memory = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * 2**30}
+  monkeypatch.setattr(os, "sysconf", memory.get)
+  with pytest.raises(UsageError, match="a training step needs 0.25"):
+    check_step(step)
