@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that the next start compiles nothing."""
+"""Compiled programs kept on disk, so that the next start need not compile."""
 
 import os
 import pathlib
@@ -41,8 +41,7 @@ def keep_programs(workdir: str | None = None) -> str:
     except OSError as error:
       return f"Compiled programs are not kept: {folder}: {error.strerror}"
     jax.config.update("jax_compilation_cache_dir", folder)
-  least = jax.config.jax_persistent_cache_min_compile_time_secs
-  jax.config.update(
-    "jax_persistent_cache_min_compile_time_secs", min(least, _SECONDS)
-  )
+  jax.config.update("jax_enable_compilation_cache", True)
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS)
   return f"Compiled programs are kept in {folder}"

@@ -21,13 +21,15 @@ def unknown(
 ) -> str:
   """Words a wrong name: the nearest known one, then those of its section.
 
-  A section is what stands before the last dot. `prefix` is put before the names
-  that are offered.
+  A section is what stands before the last dot. If there is none, all sections
+  are listed. `prefix` is put before the names that are offered.
   """
   known = sorted(known)
   near = difflib.get_close_matches(name, known, n=1)
   hint = f"did you mean {prefix}{near[0]}? " if near else ""
   section = name.rpartition(".")[0]
-  beside = [each for each in known if each.rpartition(".")[0] == section]
-  listed = ", ".join(beside or known)
-  return f"there is no {kind} {prefix}{name}; {hint}known: {listed}"
+  sections = {each.rpartition(".")[0] for each in known}
+  listed = [each for each in known if each.rpartition(".")[0] == section]
+  if section not in sections:
+    listed = [f"{prefix}{each}.…" for each in sorted(sections - {""})]
+  return f"there is no {kind} {prefix}{name}; {hint}known: {', '.join(listed)}"

@@ -25,9 +25,10 @@ def main() -> None:
     from halonet.training.step import make_eval_step
 
   distributed.initialize(arguments)
-  keep_programs(arguments.workdir)
   mesh = make_mesh()
   run = restore_model(arguments.workdir, mesh, arguments.step)
+  if run.config.compilation_cache:
+    keep_programs(arguments.workdir)
   data = run.config.data
   with together():
     check_devices(run.config, mesh.shape[DATA])

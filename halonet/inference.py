@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax import traverse_util
 from PIL import Image
 
+from halonet.compilation import keep_programs
 from halonet.data.images import published_input, square_input
 from halonet.errors import UsageError, unknown
 from halonet.interop.pretrained import (
@@ -91,6 +92,8 @@ def of_run(workdir: str, step: int | None = None) -> Predictor:
   """Returns the model of a training run; errors as for `restore_model`."""
   mesh = make_mesh(jax.local_devices()[:1])  # One image at a time.
   run = restore_model(workdir, mesh, step)
+  if run.config.compilation_cache:
+    keep_programs(workdir)
   prepare = functools.partial(square_input, config=run.config.data)
   return Predictor(
     run.model,
@@ -107,6 +110,7 @@ def of_published(name: str, source: str | None = None) -> Predictor:
   Raises:
     UsageError: if there is none of that name, or the weights do not fit.
   """
+  keep_programs()
   model, variables, expected = load_published(name, source)
   task = get_task("classification")(None, {"labels": imagenet_classes()})
   return Predictor(

@@ -57,11 +57,9 @@ def main() -> None:
 
   with command.importing():
     from halonet import inference
-    from halonet.compilation import keep_programs
     from halonet.data.images import read_image
 
   images = [read_image(path) for path in arguments.images]
-  keep_programs(arguments.workdir)
   if arguments.model is not None:
     predictor = inference.of_published(arguments.model, arguments.weights)
   else:

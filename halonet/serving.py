@@ -15,6 +15,8 @@ from halonet.ops import dispatch
 from halonet.parallel import make_mesh
 from halonet.training.restore import restore_model
 
+_UPRIGHT = "Turned upright by its EXIF orientation."
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -38,8 +40,9 @@ def of_run(workdir: str, step: int | None = None) -> Network:
     "model": run.config.model.name,
     "step": int(run.step),
     "image_size": data.image_size,
-    "crop": f"The central square whose side is {data.crop_fraction:g} of the"
-    f" shorter side, resized to {data.image_size} pixels,"
+    "crop": f"{_UPRIGHT} The central square whose side is"
+    f" {data.crop_fraction:g} of the shorter side, resized to"
+    f" {data.image_size} pixels,"
     f" {data.interpolation}.",
   }
   apply = _from_pixels(
@@ -56,7 +59,8 @@ def of_published(name: str, source: str | None = None) -> Network:
     "labels": imagenet_classes(),
     "model": name,
     "image_size": size,
-    "crop": f"The shorter side resized to {int(size / expected.crop)} pixels,"
+    "crop": f"{_UPRIGHT} The shorter side resized to"
+    f" {int(size / expected.crop)} pixels,"
     f" {expected.interpolation}; then the central square of {size}.",
   }
   apply = _from_pixels(model, variables, expected.mean, expected.std, "float32")
@@ -85,8 +89,9 @@ def export(network: Network, platforms: Sequence[str]) -> bytes:
 
 def _from_pixels(model, variables, mean, std, dtype):
   variables = jax.tree.map(np.asarray, variables)
-  mean = 255 * np.array(mean, np.float32)
-  scale = 1 / (255 * np.array(std, np.float32))
+  # The numbers of training and of `predict`.
+  mean = (255 * np.array(mean)).astype(np.float32)
+  scale = (1 / (255 * np.array(std))).astype(np.float32)
 
   def apply(images):
     inputs = ((images.astype(jnp.float32) - mean) * scale).astype(dtype)

@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from halonet.errors import UsageError, unknown
+from halonet.fields import MOST_SIDE, Field
 from halonet.interop import timm
 from halonet.models.registry import create_model
 from halonet.models.timm_models import TIMM_NAMES
@@ -34,6 +35,14 @@ _TABLE_FIELDS = (
   "lambda_window",
   "window_size",
 )
+
+# What a `config.json` of timm's says of images, beside their size.
+_EXPECTED = {
+  "crop_pct": Field(0.95, "", above=0, most=1),
+  "mean": Field((0.5, 0.5, 0.5), "", length=3),
+  "std": Field((0.5, 0.5, 0.5), "", length=3, above=0),
+  "interpolation": Field("bicubic", "", choices=("bicubic", "bilinear")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,13 +290,7 @@ def load_preprocessing(name: str, source: str | None = None) -> Preprocessing:
     config = config.get("pretrained_cfg", config)
     channels, height, width = config["input_size"]
     crop_mode = config.get("crop_mode") or "center"
-    preprocessing = Preprocessing(
-      image_size=width,
-      crop=config["crop_pct"],
-      mean=tuple(config["mean"]),
-      std=tuple(config["std"]),
-      interpolation=config["interpolation"],
-    )
+    expected = {name: config[name] for name in _EXPECTED}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UsageError(
       f"weights: {path} does not say what images they expect: {error!r}"
@@ -301,12 +304,21 @@ def load_preprocessing(name: str, source: str | None = None) -> Preprocessing:
     raise UsageError(
       f"weights: {path}: crop_mode is {crop_mode!r}; only 'center' is supported"
     )
-  if preprocessing.interpolation not in ("bicubic", "bilinear"):
-    raise UsageError(
-      f"weights: {path}: interpolation is {preprocessing.interpolation!r}; it"
-      " must be bicubic or bilinear"
-    )
-  return preprocessing
+  try:
+    side = Field(224, "", least=1, most=MOST_SIDE).check("input_size", width)
+    checked = {
+      name: field.check(name, expected[name])
+      for name, field in _EXPECTED.items()
+    }
+  except ValueError as error:
+    raise UsageError(f"weights: {path}: {error}") from None
+  return Preprocessing(
+    image_size=side,
+    crop=checked["crop_pct"],
+    mean=checked["mean"],
+    std=checked["std"],
+    interpolation=checked["interpolation"],
+  )
 
 
 def check_values(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from halonet.errors import UsageError
+from halonet.errors import RunError, UsageError
 from halonet.fields import Field
 from halonet.tasks.mixing import draw_mix, mix
 from halonet.tasks.task import Evaluator, Task
@@ -164,6 +164,11 @@ class Classification(Task):
     """Words the most probable classes, with their probabilities."""
     # In NumPy: compiling jax.nn.softmax takes longer than the model's answer.
     output = np.asarray(output, np.float32)
+    if not np.isfinite(output).all():
+      raise RunError(
+        "the model's logits are not finite: its weights are damaged, or of a"
+        " training that diverged"
+      )
     powers = np.exp(output - output.max())
     probabilities = powers / powers.sum()
     return [

@@ -6,6 +6,7 @@ all else must fit, so that no part is silently left as it was drawn.
 """
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ def check_source(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
 def initial_state(
   config: ml_collections.ConfigDict,
   model: nn.Module,
-  state: TrainState,
+  draw: Callable[[], TrainState],
   mesh: Mesh,
 ) -> tuple[TrainState, list[str]]:
   """Puts the weights that `config.init_from` names into a fresh state.
@@ -72,7 +73,7 @@ def initial_state(
       of timm's weights of the model, `hf-hub:OWNER/NAME`, or `timm` for those
       that timm publishes.
     model: of the config.
-    state: as drawn.
+    draw: draws a fresh state, once the weights have been read.
     mesh: on all of whose devices the state is.
 
   Returns:
@@ -93,8 +94,7 @@ def initial_state(
     else:
       trained = restore_model(init_from, mesh)
       given, source = jax.device_get(trained.variables), trained.model
-      named = traverse_util.flatten_dict(given, sep="/")
-      pretrained.check_values(named, init_from)
+    state = draw()
     variables, notes = transfer(given, state.variables, source, model)
   except DamagedCheckpoint as error:
     advice = "no older one is good"

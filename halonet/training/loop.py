@@ -152,12 +152,15 @@ def _train(config, task, workdir, source, data, train_split, test_split, stop):
     if found:
       step, state, batches_seen = found
       say(f"Going on from step {step}, from {workdir.checkpoints / str(step)}")
-    else:
+    elif config.init_from is None:
       step, state, batches_seen = 0, init(config.seed), 0
-      if config.init_from is not None:
-        with together():
-          state, notes = initialise.initial_state(config, model, state, mesh)
-        say("\n".join(notes))
+    else:
+      step, batches_seen = 0, 0
+      with together():
+        state, notes = initialise.initial_state(
+          config, model, lambda: init(config.seed), mesh
+        )
+      say("\n".join(notes))
     with together():
       if processes.is_first():
         # From here on the folder is this config's: nothing is wrong with it.

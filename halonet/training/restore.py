@@ -3,12 +3,15 @@
 import dataclasses
 from typing import Any
 
+import jax
 import ml_collections
 import optax
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from halonet.errors import UsageError, unknown
+from halonet.interop.pretrained import check_values
 from halonet.tasks.task import Task, make_task
 from halonet.training import config as config_lib
 from halonet.training.checkpoint import Checkpoints
@@ -43,7 +46,8 @@ def restore_model(
 
   Raises:
     UsageError: if the workdir is no run's, or has no such checkpoint.
-    RunError: if the checkpoint cannot be read, or is damaged.
+    RunError: if the checkpoint cannot be read, is damaged, or holds weights
+      that are not finite.
   """
   workdir = Workdir(workdir_path)
   config = workdir.config()
@@ -64,4 +68,7 @@ def restore_model(
   # The optimizer's state is not read.
   init = make_init(model, optax.identity(), config, mesh)
   state = checkpoints.restore_model(step, abstract_state(init, mesh))
+  for variables in (state.variables, state.ema or {}):
+    named = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
+    check_values(named, f"{workdir.path}, step {step}")
   return TrainedModel(config, task, model, state, step)

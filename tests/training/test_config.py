@@ -114,6 +114,7 @@ def _literal(message):
     ("optimizer.learning_rat=1", "did you mean config.optimizer.learning_rate"),
     ("model.blok_size=1", "did you mean config.model.block_size"),
     ("model=1", "there is no field config.model;"),
+    ("modle.depths=1", "known: config.data.…, config.model.…, config.optimi"),
     ("steps", "write --config.steps=VALUE"),
     ("steps=many", "config.steps is 'many'; it must be a whole number"),
     ("steps=1.5", "config.steps is 1.5; it must be a whole number"),

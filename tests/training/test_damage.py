@@ -182,6 +182,29 @@ def test_evaluate_and_predict_offer_an_older_one(run, run_main, tmp_path):
   assert code == 1 and complaint.endswith("No older one is good\n")
 
 
+def test_weights_of_a_run_that_are_no_numbers(run, run_main, tmp_path):
+  # Written with checksums that fit.
+  workdir = Workdir(str(run))
+  config, mesh = workdir.config(), make_mesh()
+  model = create_model(config, make_task(config, workdir.metadata()))
+  init = make_init(model, make_optimizer(config), config, mesh)
+  checkpoints = Checkpoints(workdir.checkpoints, "accuracy")
+  with contextlib.closing(checkpoints):
+    state, batches = checkpoints.restore(24, abstract_state(init, mesh))
+    classifier = state.params["classifier"]
+    classifier["bias"] = classifier["bias"].at[3].set(float("nan"))
+    checkpoints.save(25, state, batches)
+  image = tmp_path / "image.png"
+  Image.new("L", (8, 8)).save(image)
+  for main, words in ((evaluate.main, []), (predict.main, [str(image)])):
+    code, output, complaint = run_main(main, f"--workdir={run}", *words)
+    assert code == 2 and not output
+    assert complaint == (
+      f"error: weights: {run}, step 25: params/classifier/bias holds NaN; they"
+      " are damaged, or of a training that diverged\n"
+    )
+
+
 def test_evaluate_needs_no_optimizer(run, run_main):
   (file,) = damage(run, 24, part="optimizer")
   code, _, complaint = run_main(evaluate.main, f"--workdir={run}")

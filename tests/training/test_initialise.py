@@ -183,7 +183,7 @@ def initial_state(config, num_classes):
   optimizer = optimizer_lib.make_optimizer(config)
   draw_state = make_init(model, optimizer, config, mesh)
   fresh = draw_state(config.seed)
-  state, notes = initialise.initial_state(config, model, fresh, mesh)
+  state, notes = initialise.initial_state(config, model, lambda: fresh, mesh)
   assert shapes(state) == shapes(fresh)
   return fresh, state, notes
 
@@ -287,7 +287,8 @@ def begin(init_from, name="halonet26t", **fields):
     collections=drawn,
     opt_state=(),
   )
-  state, notes = initialise.initial_state(config, model, state, mesh)
+  fresh = state
+  state, notes = initialise.initial_state(config, model, lambda: fresh, mesh)
   return flat(state.variables), notes
 
 
