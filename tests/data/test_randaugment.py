@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from halonet import train
 from halonet.data import randaugment as lib
@@ -25,6 +25,7 @@ from tests.conftest import arguments, losses
 from tests.data.randaugment_reference import (
   REFERENCES,
   TPU_REFERENCES,
+  cutout,
   photographs,
   seeds,
 )

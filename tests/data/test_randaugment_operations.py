@@ -9,8 +9,10 @@ from halonet.data import randaugment as lib
 from tests.data.randaugment_reference import (
   REFERENCES,
   TPU_REFERENCES,
+  cutout,
   photographs,
 )
+from tests.data.test_randaugment import draw
 
 MAGNITUDES = (0.0, 0.1, 2.4, 5.0, 7.3, 10.0, 17.0, 20.0, 24.0, 30.0, 31.0)
 
