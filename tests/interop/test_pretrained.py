@@ -146,7 +146,7 @@ def test_preprocessing_is_what_the_weights_say(weights, tmp_path):
     ("input_size", [3, 256, 384], r"input_size is \[3, 256, 384\]; .* square"),
     ("input_size", [1, 256, 256], r"input_size is \[1, 256, 256\]; .* 3 chan"),
     ("input_size", [256, 256], "does not say what images"),
-    ("interpolation", "random", "interpolation is 'random'.* must"),
+    ("interpolation", "random", "there is no interpolation random; known"),
     ("input_size", [3, 10**8, 10**8], "input_size is 100000000; it must"),
     ("crop_pct", "abc", "crop_pct is 'abc'; it must"),
     ("crop_pct", 0, "crop_pct is 0.0; it must"),

@@ -257,7 +257,8 @@ def test_a_run_with_impossible_values_is_refused(
   with pytest.raises(UsageError) as caught:
     initial_state(small_config(f"init_from={workdir}"), num_classes=10)
   assert str(caught.value).startswith(
-    f"config.init_from is {workdir}: weights: {workdir}: {path} {problem}"
+    f"config.init_from is {workdir}: weights: {workdir}, step 24: {path}"
+    f" {problem}"
   )
 
 
