@@ -71,10 +71,9 @@ def main() -> None:
   except OSError as error:
     shutil.rmtree(partial, ignore_errors=True)
     raise UsageError(f"{out} cannot be written: {error.strerror}") from None
-  print(
-    f"Wrote {out}: model.stablehlo ({len(program) / 1e6:.1f} MB), model.json\n"
-    "Next: python -m halonet.export --help shows how to load it"
-  )
+  size = f"{len(program) / 1e6:.1f} MB"
+  command.wrote(out, f"model.stablehlo ({size}), model.json")
+  print("Next: python -m halonet.export --help shows how to load it")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def main() -> None:
       print(f"  {answer}")
   if arguments.attention:
     pictures.draw_attention(predictor, images[0], pixel, arguments.attention)
-    print(f"Wrote {arguments.attention}")
+    command.wrote(arguments.attention)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def of_growth(arguments: argparse.Namespace) -> dict:
     memory, time = (growth.slope(own, of) for of in ("bytes", "seconds"))
     slopes[method] = {"bytes": memory, "seconds": time}
     print(f"  {method:17} memory {memory:.2f}, time {time:.2f}")
-  print(f"Wrote {arguments.figure}")
+  command.wrote(arguments.figure)
   return {
     "setting": dataclasses.asdict(setting),
     "stride": arguments.stride,

@@ -35,12 +35,12 @@ def call(folder, images):
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_a_run(trained, run_main, tmp_path):
   workdir, _ = trained
-  out = tmp_path / "out"
+  out = tmp_path / "the model"
   code, printed, complaint = run_main(
     export.main, f"--workdir={workdir}", str(out)
   )
   assert code == 0, complaint
-  assert f"Wrote {out}: model.stablehlo" in printed
+  assert f"Wrote '{out}': model.stablehlo (" in printed
   said = json.loads((out / "model.json").read_text())
   assert said["labels"] == [str(digit) for digit in range(10)]
   assert (said["image_size"], said["step"]) == (16, 24)

@@ -120,11 +120,11 @@ def test_a_name_may_be_no_utf8(run_main, trained, digit):
 
 
 def test_attention_is_drawn(run_main, trained, digit, tmp_path):
-  picture = tmp_path / "attention.png"
+  picture = tmp_path / "the attention.png"
   words = (f"--workdir={trained[0]}", f"--attention={picture}", str(digit))
   code, output, complaint = run_main(predict.main, *words, "--pixel=5,3")
   assert code == 0, complaint
-  assert output.splitlines()[-1] == f"Wrote {picture}"
+  assert output.splitlines()[-1] == f"Wrote '{picture}'"
   pixels = np.asarray(Image.open(picture).convert("RGB"))
   assert pixels.shape[1] > 800 and len(np.unique(pixels)) > 50
   code, _, complaint = run_main(predict.main, *words)
