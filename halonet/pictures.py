@@ -61,7 +61,7 @@ def parse_pixel(
     x, y = (int(number) for number in text.split(","))
   except ValueError:
     raise UsageError(
-      f"--pixel is {text}; write X,Y, two whole numbers"
+      f"--pixel is {text!r}; write X,Y, two whole numbers"
     ) from None
   if not (left <= x < left + side and top <= y < top + side):
     raise UsageError(

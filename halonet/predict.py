@@ -22,7 +22,7 @@ def main() -> None:
     "--step", type=int, help="of --workdir: which checkpoint (the latest)"
   )
   parser.add_argument(
-    "--top", type=int, default=5, help="answers per image (%(default)s)"
+    "--top", type=int, default=5, help="most answers per image (%(default)s)"
   )
   parser.add_argument(
     "--attention",
@@ -42,7 +42,7 @@ def main() -> None:
     raise UsageError("--weights is for --model=NAME")
   if arguments.step is not None and arguments.workdir is None:
     raise UsageError("--step is for --workdir=DIR")
-  if arguments.pixel and not arguments.attention:
+  if arguments.pixel is not None and not arguments.attention:
     raise UsageError("--pixel is for the picture of --attention=FILE.png")
   if arguments.attention:
     picture = pathlib.Path(arguments.attention)

@@ -163,8 +163,9 @@ def test_pixels_are_checked(predictor):
   image = Image.new("RGB", (30, 10))
   with pytest.raises(UsageError, match="sees x from 10 to 19 and y from 0"):
     parse_pixel("9,0", image, predictor)
-  with pytest.raises(UsageError, match="write X,Y"):
-    parse_pixel("9", image, predictor)
+  for text in ("9", ""):
+    with pytest.raises(UsageError, match=f"--pixel is '{text}'; write X,Y"):
+      parse_pixel(text, image, predictor)
 
 
 def test_a_runs_crop_counts(trained, monkeypatch):
@@ -201,6 +202,7 @@ def test_colours_are_those_of_the_bar(predictor, digit, tmp_path):
   [
     (["--top=0", "IMAGE"], "--top is 0"),
     (["--pixel=1,1", "IMAGE"], "--pixel is for the picture"),
+    (["--pixel=", "IMAGE"], "--pixel is for the picture"),
     (["--attention=a.png", "IMAGE", "IMAGE"], "--attention draws one image"),
     (["--attention=a.png", "--pixel=99,0", "IMAGE"], "--pixel is 99,0"),
     (["--attention=none/a.png", "IMAGE"], "there is no folder none"),
