@@ -20,7 +20,7 @@ The network takes uint8 pixels and returns float32 outputs, such as logits:
 
 import json
 import pathlib
-import shutil
+import tempfile
 
 from halonet import command
 from halonet.errors import UsageError
@@ -61,15 +61,18 @@ def main() -> None:
   shape = f"uint8 images [n, {size}, {size}, 3]"
   print(f"Exporting for {', '.join(PLATFORMS)}: {shape}", flush=True)
   program = serving.export(network, PLATFORMS)
-  partial = out.with_name(f"{out.name}.partial")
   try:
-    partial.mkdir()
-    (partial / "model.stablehlo").write_bytes(program)
-    text = json.dumps(network.description, indent=2) + "\n"
-    (partial / "model.json").write_text(text)
-    partial.rename(out)
+    # Beside OUT, so that OUT appears as a whole or not at all.
+    with tempfile.TemporaryDirectory(
+      prefix=f"{out.name}.", suffix=".partial", dir=out.parent
+    ) as folder:
+      partial = pathlib.Path(folder, out.name)
+      partial.mkdir()
+      (partial / "model.stablehlo").write_bytes(program)
+      text = json.dumps(network.description, indent=2) + "\n"
+      (partial / "model.json").write_text(text)
+      partial.rename(out)
   except OSError as error:
-    shutil.rmtree(partial, ignore_errors=True)
     raise UsageError(f"{out} cannot be written: {error.strerror}") from None
   size = f"{len(program) / 1e6:.1f} MB"
   command.wrote(out, f"model.stablehlo ({size}), model.json")
