@@ -31,13 +31,13 @@ PLATFORMS = "cpu", "cuda", "tpu"
 def main() -> None:
   parser = command.parser(__doc__)
   source = parser.add_mutually_exclusive_group(required=True)
-  source.add_argument("--workdir", metavar="DIR", help="of a training run")
+  source.add_argument("--workdir", metavar="DIR", help="folder of a run")
   source.add_argument("--model", metavar="NAME", help="one of timm's models")
   parser.add_argument(
-    "--weights", metavar="FILE", help="of --model: a file or hf-hub:OWNER/NAME"
+    "--weights", metavar="FILE", help="a file or hf-hub:OWNER/NAME, for --model"
   )
   parser.add_argument(
-    "--step", type=int, help="of --workdir: which checkpoint (the latest)"
+    "--step", type=int, help="checkpoint of --workdir (the latest)"
   )
   parser.add_argument("out", metavar="OUT", type=pathlib.Path)
   arguments = parser.parse_args()

@@ -16,10 +16,10 @@ def main() -> None:
   parser.add_argument(
     "--weights",
     metavar="SOURCE",
-    help="of --model: a safetensors file, or hf-hub:OWNER/NAME (timm's own)",
+    help="a safetensors file or hf-hub:OWNER/NAME, for --model (timm's own)",
   )
   parser.add_argument(
-    "--step", type=int, help="of --workdir: which checkpoint (the latest)"
+    "--step", type=int, help="checkpoint of --workdir (the latest)"
   )
   parser.add_argument(
     "--top", type=int, default=5, help="most answers per image (%(default)s)"

@@ -46,7 +46,7 @@ def main() -> None:
     " runs/NAME_ARG; in a bucket it needs --storage",
   )
   parser.add_argument(
-    "--storage", metavar="URL", help="of a database (DIR/sweep.db)"
+    "--storage", metavar="URL", help="database of the trials (DIR/sweep.db)"
   )
   parser.add_argument("--seeds", metavar="N,N", help="in place of the file's")
   parser.add_argument(
