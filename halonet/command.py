@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import platform
+import shlex
 import signal
 import sys
 import tempfile
@@ -41,9 +42,9 @@ def use_huge_pages() -> None:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-  """Lets what is imported be, instead of looking for garbage in it.
+  """Turns garbage collection off for imports, and exempts what they made later.
 
-  Python would look again and again: a fifth of the time of a command's imports.
+  Collections would take a fifth of the time of a command's imports.
   """
   gc.disable()
   try:
@@ -181,11 +182,16 @@ def add_output(
   parser.add_argument(flag, type=output, **options)
 
 
+def wrote(path: str | os.PathLike, what: str = "") -> None:
+  """Prints where a result is, as a shell reads it, and what is there."""
+  print(f"Wrote {shlex.quote(str(path))}{what and f': {what}'}")
+
+
 def write_json(file: pathlib.Path | None, result: Any) -> None:
   """Writes a result where `--json` asks for it."""
   if file:
     file.write_text(json.dumps(result, indent=2, default=float) + "\n")
-    print(f"Wrote {file}")
+    wrote(file)
 
 
 def write_section(page: pathlib.Path, name: str, text: str) -> None:
@@ -194,7 +200,7 @@ def write_section(page: pathlib.Path, name: str, text: str) -> None:
   before, rest = page.read_text().split(begin)
   _, after = rest.split(end)
   page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
-  print(f"Wrote {page}")
+  wrote(page)
 
 
 def table(

@@ -20,7 +20,7 @@ The network takes uint8 pixels and returns float32 outputs, such as logits:
 
 import json
 import pathlib
-import shutil
+import tempfile
 
 from halonet import command
 from halonet.errors import UsageError
@@ -31,13 +31,13 @@ PLATFORMS = "cpu", "cuda", "tpu"
 def main() -> None:
   parser = command.parser(__doc__)
   source = parser.add_mutually_exclusive_group(required=True)
-  source.add_argument("--workdir", metavar="DIR", help="of a training run")
+  source.add_argument("--workdir", metavar="DIR", help="folder of a run")
   source.add_argument("--model", metavar="NAME", help="one of timm's models")
   parser.add_argument(
-    "--weights", metavar="FILE", help="of --model: a file or hf-hub:OWNER/NAME"
+    "--weights", metavar="FILE", help="a file or hf-hub:OWNER/NAME, for --model"
   )
   parser.add_argument(
-    "--step", type=int, help="of --workdir: which checkpoint (the latest)"
+    "--step", type=int, help="checkpoint of --workdir (the latest)"
   )
   parser.add_argument("out", metavar="OUT", type=pathlib.Path)
   arguments = parser.parse_args()
@@ -61,20 +61,22 @@ def main() -> None:
   shape = f"uint8 images [n, {size}, {size}, 3]"
   print(f"Exporting for {', '.join(PLATFORMS)}: {shape}", flush=True)
   program = serving.export(network, PLATFORMS)
-  partial = out.with_name(f"{out.name}.partial")
   try:
-    partial.mkdir()
-    (partial / "model.stablehlo").write_bytes(program)
-    text = json.dumps(network.description, indent=2) + "\n"
-    (partial / "model.json").write_text(text)
-    partial.rename(out)
+    # Beside OUT, so that OUT appears as a whole or not at all.
+    with tempfile.TemporaryDirectory(
+      prefix=f"{out.name}.", suffix=".partial", dir=out.parent
+    ) as folder:
+      partial = pathlib.Path(folder, out.name)
+      partial.mkdir()
+      (partial / "model.stablehlo").write_bytes(program)
+      text = json.dumps(network.description, indent=2) + "\n"
+      (partial / "model.json").write_text(text)
+      partial.rename(out)
   except OSError as error:
-    shutil.rmtree(partial, ignore_errors=True)
     raise UsageError(f"{out} cannot be written: {error.strerror}") from None
-  print(
-    f"Wrote {out}: model.stablehlo ({len(program) / 1e6:.1f} MB), model.json\n"
-    "Next: python -m halonet.export --help shows how to load it"
-  )
+  size = f"{len(program) / 1e6:.1f} MB"
+  command.wrote(out, f"model.stablehlo ({size}), model.json")
+  print("Next: python -m halonet.export --help shows how to load it")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def parse_pixel(
     x, y = (int(number) for number in text.split(","))
   except ValueError:
     raise UsageError(
-      f"--pixel is {text}; write X,Y, two whole numbers"
+      f"--pixel is {text!r}; write X,Y, two whole numbers"
     ) from None
   if not (left <= x < left + side and top <= y < top + side):
     raise UsageError(
@@ -106,7 +106,7 @@ def draw_attention(
   for panel in panels:
     for first, length, name, style in (
       (0, block_size, f"block ({block_size}×{block_size})", blue),
-      (halo_size, window, f"halo ({window}×{window})", blue | {"ls": "--"}),
+      (halo_size, window, f"window ({window}×{window})", blue | {"ls": "--"}),
     ):
       corner = block[1] - first, block[0] - first
       panel.add_patch(

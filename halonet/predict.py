@@ -16,13 +16,13 @@ def main() -> None:
   parser.add_argument(
     "--weights",
     metavar="SOURCE",
-    help="of --model: a safetensors file, or hf-hub:OWNER/NAME (timm's own)",
+    help="a safetensors file or hf-hub:OWNER/NAME, for --model (timm's own)",
   )
   parser.add_argument(
-    "--step", type=int, help="of --workdir: which checkpoint (the latest)"
+    "--step", type=int, help="checkpoint of --workdir (the latest)"
   )
   parser.add_argument(
-    "--top", type=int, default=5, help="answers per image (%(default)s)"
+    "--top", type=int, default=5, help="most answers per image (%(default)s)"
   )
   parser.add_argument(
     "--attention",
@@ -42,7 +42,7 @@ def main() -> None:
     raise UsageError("--weights is for --model=NAME")
   if arguments.step is not None and arguments.workdir is None:
     raise UsageError("--step is for --workdir=DIR")
-  if arguments.pixel and not arguments.attention:
+  if arguments.pixel is not None and not arguments.attention:
     raise UsageError("--pixel is for the picture of --attention=FILE.png")
   if arguments.attention:
     picture = pathlib.Path(arguments.attention)
@@ -75,7 +75,7 @@ def main() -> None:
       print(f"  {answer}")
   if arguments.attention:
     pictures.draw_attention(predictor, images[0], pixel, arguments.attention)
-    print(f"Wrote {arguments.attention}")
+    command.wrote(arguments.attention)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ def main() -> None:
   following = [python, "-m", "halonet.predict", f"--workdir={workdir}"]
   say(
     f"{words(task, figures)}\n"
-    f"Wrote {workdir}: results.json, metrics.jsonl, tensorboard/, and"
-    f" checkpoints/ (last {results['checkpoint']}, best"
+    f"Wrote {shlex.quote(workdir)}: results.json, metrics.jsonl, tensorboard/,"
+    f" and checkpoints/ (last {results['checkpoint']}, best"
     f" {results['best_checkpoint']})\n"
     f"Next: {shlex.join(following)} IMAGE..."
   )

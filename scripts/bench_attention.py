@@ -85,7 +85,7 @@ def main() -> None:
   command.write_json(arguments.json, rows)
   if arguments.figure:
     draw(rows, about, arguments)
-    print(f"Wrote {arguments.figure}")
+    command.wrote(arguments.figure)
 
 
 def implementations(wanted: list[str] | None, per_pixel: bool) -> list[str]:

@@ -44,13 +44,13 @@ def main() -> None:
     "--config", metavar="FILE[:ARG]", help="the model of a training's config"
   )
   parser.add_argument(
-    "--image_size", type=int, metavar="PIXELS", help="of the model's images"
+    "--image_size", type=int, metavar="PIXELS", help="side of the images"
   )
   parser.add_argument(
     "--num_classes",
     type=int,
     metavar="N",
-    help="of the model (1000, or those of the config's data set)",
+    help="classes of the model (1000, or those of the config's data set)",
   )
   command.add_output(parser, "--figure", ".png", help="draw the growth here")
   command.add_output(parser, "--json")
@@ -143,7 +143,7 @@ def of_growth(arguments: argparse.Namespace) -> dict:
     memory, time = (growth.slope(own, of) for of in ("bytes", "seconds"))
     slopes[method] = {"bytes": memory, "seconds": time}
     print(f"  {method:17} memory {memory:.2f}, time {time:.2f}")
-  print(f"Wrote {arguments.figure}")
+  command.wrote(arguments.figure)
   return {
     "setting": dataclasses.asdict(setting),
     "stride": arguments.stride,

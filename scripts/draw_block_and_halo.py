@@ -38,7 +38,7 @@ def main() -> None:
     handles=handles, loc="outside lower center", ncols=3, frameon=False
   )
   figure.savefig(path, dpi=110)
-  print(f"Wrote {path}")
+  command.wrote(path)
 
 
 def draw(panel, row: int, col: int, title: str) -> None:

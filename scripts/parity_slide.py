@@ -104,7 +104,7 @@ def main() -> None:
   if arguments.write:
     GOLDEN.parent.mkdir(exist_ok=True)
     np.savez_compressed(GOLDEN, **golden)
-    print(f"Wrote {GOLDEN}")
+    command.wrote(GOLDEN)
 
 
 def authors_layer(folder, torch):

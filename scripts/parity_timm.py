@@ -120,7 +120,7 @@ def main() -> None:
     sys.exit("error: beyond what is allowed")
   if arguments.write:
     np.savez_compressed(GOLDEN, **golden)
-    print(f"Wrote {GOLDEN}")
+    command.wrote(GOLDEN)
 
 
 def report(name, size, *figures):

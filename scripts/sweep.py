@@ -46,7 +46,7 @@ def main() -> None:
     " runs/NAME_ARG; in a bucket it needs --storage",
   )
   parser.add_argument(
-    "--storage", metavar="URL", help="of a database (DIR/sweep.db)"
+    "--storage", metavar="URL", help="database of the trials (DIR/sweep.db)"
   )
   parser.add_argument("--seeds", metavar="N,N", help="in place of the file's")
   parser.add_argument(
@@ -133,11 +133,11 @@ def _report(arguments, board, only_if_missing=False):
 
   folder = f"{arguments.workdir.rstrip('/')}/report"
   if only_if_missing and report.is_written(folder):
-    print(f"Its report: {folder}/report.html")
+    print(f"Its report: {shlex.quote(folder)}/report.html")
     return
   ledger = board.ledger()
   files = report.write(ledger.records, folder)
-  print(f"Wrote {folder}: {', '.join(files)}")
+  command.wrote(folder, ", ".join(files))
   if not ledger.is_complete:
     print(
       f"Not finished: {ledger.count(RUNNING)} running,"

@@ -238,7 +238,7 @@ def make_table(cases: list[Case]) -> None:
     }
     with open(ROWS, "a") as file:
       file.write(json.dumps(line) + "\n")
-  print(f"Wrote {ROWS}")
+  command.wrote(ROWS)
 
 
 def tables(done: dict[str, dict]) -> str:

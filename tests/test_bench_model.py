@@ -35,11 +35,11 @@ def bench(monkeypatch):
 
 
 def test_measures_our_step(bench, tmp_path, capsys):
-  step, file = "train", tmp_path / "found.json"
+  step, file = "train", tmp_path / "found it.json"
   bench(*SMALL, f"--step={step}", f"--json={file}")
   output = capsys.readouterr().out
   assert f"{step}: round 2/2 ours" in output
-  assert output.endswith(f"Wrote {file}\n")
+  assert output.endswith(f"Wrote '{file}'\n")
   result = json.loads(file.read_text())
   assert result["settings"]["fields"]["depths"] == [1]
   own = result["found"][step]["ours"]
@@ -48,7 +48,7 @@ def test_measures_our_step(bench, tmp_path, capsys):
 
 
 def test_measures_two_forms_of_the_model(bench, tmp_path, capsys):
-  file = tmp_path / "found.json"
+  file = tmp_path / "found it.json"
   bench(*SMALL, "--step=forward", "--other.halo_size=4", f"--json={file}")
   output = capsys.readouterr().out
   assert "| step | model | images/s | ÷ other | peak memory, GiB" in output

@@ -1,6 +1,9 @@
 """halonet.export: the same outputs, loaded without this library."""
 
+import errno
 import json
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -10,7 +13,7 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
-from halonet import export, inference
+from halonet import export, inference, serving
 from halonet.interop.pretrained import save_timm
 from halonet.models.registry import create_model
 
@@ -35,12 +38,12 @@ def call(folder, images):
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_a_run(trained, run_main, tmp_path):
   workdir, _ = trained
-  out = tmp_path / "out"
+  out = tmp_path / "the model"
   code, printed, complaint = run_main(
     export.main, f"--workdir={workdir}", str(out)
   )
   assert code == 0, complaint
-  assert f"Wrote {out}: model.stablehlo" in printed
+  assert f"Wrote '{out}': model.stablehlo (" in printed
   said = json.loads((out / "model.json").read_text())
   assert said["labels"] == [str(digit) for digit in range(10)]
   assert (said["image_size"], said["step"]) == (16, 24)
@@ -79,6 +82,32 @@ def test_timms_weights(run_main, tmp_path):
   inputs = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
   expected = model.apply(variables, inputs.astype(np.float32))
   np.testing.assert_allclose(call(out, images), expected, atol=1e-5)
+
+
+class Nothing:
+  """A network to be written, of no content."""
+
+  description = {"image_size": 1}  # noqa: RUF012
+
+
+def test_the_work_of_another_export_stays(run_main, tmp_path, monkeypatch):
+  monkeypatch.setattr(serving, "of_run", lambda *words: Nothing)
+  monkeypatch.setattr(serving, "export", lambda *words: b"")
+  (tmp_path / "OUT.partial").mkdir()
+  words = "--workdir=x", str(tmp_path / "OUT")
+
+  def full_disk(*paths):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "rename", full_disk)
+    code, _, complaint = run_main(export.main, *words)
+  assert code == 2
+  assert "OUT cannot be written: No space left on device" in complaint
+  assert os.listdir(tmp_path) == ["OUT.partial"]
+  code, _, complaint = run_main(export.main, *words)
+  assert code == 0, complaint
+  assert sorted(os.listdir(tmp_path)) == ["OUT", "OUT.partial"]
 
 
 @pytest.mark.parametrize(

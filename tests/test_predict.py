@@ -120,11 +120,11 @@ def test_a_name_may_be_no_utf8(run_main, trained, digit):
 
 
 def test_attention_is_drawn(run_main, trained, digit, tmp_path):
-  picture = tmp_path / "attention.png"
+  picture = tmp_path / "the attention.png"
   words = (f"--workdir={trained[0]}", f"--attention={picture}", str(digit))
   code, output, complaint = run_main(predict.main, *words, "--pixel=5,3")
   assert code == 0, complaint
-  assert output.splitlines()[-1] == f"Wrote {picture}"
+  assert output.splitlines()[-1] == f"Wrote '{picture}'"
   pixels = np.asarray(Image.open(picture).convert("RGB"))
   assert pixels.shape[1] > 800 and len(np.unique(pixels)) > 50
   code, _, complaint = run_main(predict.main, *words)
@@ -163,8 +163,9 @@ def test_pixels_are_checked(predictor):
   image = Image.new("RGB", (30, 10))
   with pytest.raises(UsageError, match="sees x from 10 to 19 and y from 0"):
     parse_pixel("9,0", image, predictor)
-  with pytest.raises(UsageError, match="write X,Y"):
-    parse_pixel("9", image, predictor)
+  for text in ("9", ""):
+    with pytest.raises(UsageError, match=f"--pixel is '{text}'; write X,Y"):
+      parse_pixel(text, image, predictor)
 
 
 def test_a_runs_crop_counts(trained, monkeypatch):
@@ -201,6 +202,7 @@ def test_colours_are_those_of_the_bar(predictor, digit, tmp_path):
   [
     (["--top=0", "IMAGE"], "--top is 0"),
     (["--pixel=1,1", "IMAGE"], "--pixel is for the picture"),
+    (["--pixel=", "IMAGE"], "--pixel is for the picture"),
     (["--attention=a.png", "IMAGE", "IMAGE"], "--attention draws one image"),
     (["--attention=a.png", "--pixel=99,0", "IMAGE"], "--pixel is 99,0"),
     (["--attention=none/a.png", "IMAGE"], "there is no folder none"),

@@ -14,7 +14,7 @@ from halonet.errors import UsageError
 _LOGGER = logging.getLogger(__name__)
 
 # The formats that TensorFlow decodes.
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp")
 
 
 class FolderSource(Source):
@@ -34,13 +34,16 @@ class FolderSource(Source):
     self._needs = needs
     self._skip_corrupt = data.get("skip_corrupt", False)
     self._strangers = set()  # Paths that are no files.
-    self._listed = self._list("train_split", data.train_split)
-    self.classes = {"label": list(self._listed)}
-    self._warn()
+    train = self._list("train_split", data.train_split)
+    self._listed = {data.train_split: train}
+    self.classes = {"label": list(train)}
+    self._warn(train)
 
   def split(self, field: str, name: str) -> Split:
     folder, labels = f"{self.location}/{name}", self.classes["label"]
-    listed = self._listed if name == self._train else self._list(field, name)
+    if name not in self._listed:
+      self._listed[name] = self._list(field, name)
+    listed = self._listed[name]
     strangers = sorted(set(listed) - set(labels))
     if strangers:
       raise UsageError(
@@ -76,12 +79,8 @@ class FolderSource(Source):
     try:
       # On gs://, names of folders end with a slash.
       names = sorted(item.rstrip("/") for item in _names(folder))
-      classes = {
-        item: sorted(
-          f"{folder}/{item}/{file}"
-          for file in _names(f"{folder}/{item}")
-          if file.lower().endswith(_SUFFIXES)
-        )
+      held = {
+        item: sorted(_names(f"{folder}/{item}"))
         for item in names
         if tf.io.gfile.isdir(f"{folder}/{item}")
       }
@@ -99,10 +98,15 @@ class FolderSource(Source):
         f"config.data.{field}: {folder} holds the name {error.object!r}, which"
         " is no UTF-8; rename the file"
       ) from None
-    if not classes:
+    if not held:
       raise UsageError(
         f"config.data.{field}: {folder} holds no folders of classes"
       )
+    classes, others = {}, []
+    for label, names in held.items():
+      images = [name for name in names if name.lower().endswith(_SUFFIXES)]
+      classes[label] = [f"{folder}/{label}/{name}" for name in images]
+      others += sorted(f"{label}/{name}" for name in set(names) - set(images))
     for label, files in classes.items():
       if len(label.splitlines()) > 1:
         raise UsageError(
@@ -118,12 +122,20 @@ class FolderSource(Source):
           " config.data.skip_corrupt=true to count and leave out such images"
         )
       self._strangers |= strangers
+    if others:
+      _LOGGER.warning(
+        "%s: left out, as their names do not end in %s: %d, such as %s",
+        folder,
+        ", ".join(_SUFFIXES),
+        len(others),
+        ", ".join(others[:3]),
+      )
     return classes
 
-  def _warn(self):
-    empty = [label for label, files in self._listed.items() if not files]
+  def _warn(self, train):
+    empty = [label for label, files in train.items() if not files]
     folder = f"{self.location}/{self._train}"
-    if empty and len(empty) < len(self._listed):
+    if empty and len(empty) < len(train):
       _LOGGER.warning(
         "%s: classes without images, which the model has all the same: %d, such"
         " as %s",
@@ -131,11 +143,11 @@ class FolderSource(Source):
         len(empty),
         empty[0],
       )
-    if len(self._listed) == 1 and "label" in self._needs:
+    if len(train) == 1 and "label" in self._needs:
       _LOGGER.warning(
         "%s holds one class only, %s: there is nothing to tell apart",
         folder,
-        *self._listed,
+        *train,
       )
 
 

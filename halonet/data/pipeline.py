@@ -205,6 +205,8 @@ def _first_line(error):
   if "Number of channels inherent in the image" in line:
     # A BMP's bits a pixel, divided by 8.
     return "a BMP must have 8, 24 or 32 bits a pixel"
+  if "Number of channels requested" in line or "WebP Animation" in line:
+    return "a WebP must have no transparency and one image only"
   # Without the names of TensorFlow's own parts around it.
   return re.sub(r"^\{\{.*\}\} | \[Op:.*$", "", line)
 

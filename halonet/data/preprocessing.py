@@ -74,7 +74,7 @@ def train_image(
   """Decodes, crops, resizes, flips, augments and erases.
 
   Args:
-    encoded: bytes of a JPEG, PNG, GIF or BMP file, a scalar string.
+    encoded: bytes of a JPEG, PNG, GIF, BMP or WebP file, a scalar string.
     config: the `data` part of a training config.
     seed: two int32 numbers; the same seed gives the same choices.
 

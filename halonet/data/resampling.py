@@ -1,7 +1,7 @@
 """Resizes images in NumPy, with the numbers of TensorFlow's filters.
 
-`predict` so sees what evaluation saw, without importing TensorFlow. Sums are
-taken in TensorFlow's order, in float32; on x86-64 all bits are the same.
+With it, `predict` sees what evaluation saw without importing TensorFlow. Sums
+are taken in TensorFlow's order, in float32; on x86-64 all bits are the same.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ def resize(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
 
   Args:
     image: uint8 `[height, width, channels]`.
-    size: of both sides of the result.
+    size: height and width of the result.
     interpolation: "bilinear" or "bicubic".
 
   Returns:
@@ -49,7 +49,7 @@ def _taps(length, size, interpolation):
   weights = kernel(np.abs(away * (_ONE / stretch)))
   weights = np.where(places <= last[:, None], weights, np.float32(0))
   total = np.zeros(size, np.float32)
-  for weight in weights.T:  # In this order, which NumPy's own sum has not.
+  for weight in weights.T:  # NumPy's own sum would take another order.
     total += weight
   return places.clip(max=length - 1), weights * (_ONE / total)[:, None]
 

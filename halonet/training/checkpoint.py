@@ -274,9 +274,9 @@ class Checkpoints:
     """Compares the files with their checksums.
 
     Args:
-      step: of a checkpoint.
+      step: number of the checkpoint.
       parts: parts whose files must be as they were.
-      speak: whether to warn of what is wrong, but not with these.
+      speak: whether to warn of what is wrong elsewhere.
 
     Returns:
       What is damaged, in words; "" in all processes if nothing is.

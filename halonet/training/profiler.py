@@ -1,5 +1,6 @@
 """A trace of chosen steps, for TensorBoard's profile page."""
 
+import shlex
 from typing import Any
 
 import jax
@@ -25,7 +26,8 @@ class Profiler:
     if self._open and step == self._last:
       jax.block_until_ready(state)  # So that the trace has all of the step.
       self.close()
-      say(f"Wrote the trace of steps {self._first}–{step}: {self._directory}")
+      where = shlex.quote(self._directory)
+      say(f"Wrote the trace of steps {self._first}–{step}: {where}")
 
   def close(self) -> None:
     if self._open:

@@ -107,10 +107,16 @@ class Workdir:
     """Reads the run's config; UsageError if this is not a run's folder."""
     try:
       return config_lib.from_json(self._config.read_text())
+    except FileNotFoundError:
+      raise UsageError(
+        f"--workdir {self.path} is not the folder of a run: it has no"
+        f" {self._config.name}"
+      ) from None
     except (OSError, ValueError) as error:
+      reason = getattr(error, "strerror", None) or error
       raise UsageError(
         f"--workdir {self.path} is not the folder of a run:"
-        f" {self._config.name}: {error}"
+        f" {self._config.name} cannot be read: {reason}"
       ) from None
 
   def results(self) -> dict[str, Any] | None:
@@ -190,9 +196,9 @@ def _is_empty_folder(path):
 
 
 def _file_errors():
-  """Returns what files raise: on gs://, errors of TensorFlow.
+  """Returns the errors that files raise; on gs:// they are TensorFlow's.
 
-  It takes seconds to import, so not before there is an error.
+  Call it only after an error: importing TensorFlow takes seconds.
   """
   from halonet.data.runtime import tf
 

@@ -3,9 +3,11 @@
 import os
 
 import ml_collections
+import numpy as np
 import pytest
+from PIL import Image
 
-from halonet.data import sources
+from halonet.data import preprocessing, sources
 from halonet.errors import UsageError
 
 
@@ -43,6 +45,38 @@ def test_a_folder_has_classes_by_name(folder):
   for name, value in split.read_one(20).items():
     assert value.numpy() == example[name]
   assert split.where(20) == split.files[20]
+
+
+@pytest.mark.parametrize(
+  "name", ["1.JPG", "1.jpeg", "1.jfif", "1.png", "1.bmp", "1.gif", "1.webp"]
+)
+def test_every_format_of_the_listing_is_decoded(folder, tmp_path, caplog, name):
+  path = tmp_path / "train/a" / name
+  write(tmp_path, f"train/a/{name}", "train/b/1.png")
+  Image.new("RGB", (40, 30), (0, 128, 255)).save(path)
+  with Image.open(path) as image:
+    expected = np.asarray(image.convert("RGB"))
+  example = folder(tmp_path).split("train_split", "train").read_one(0)
+  # JPEGs by another arithmetic than Pillow's.
+  actual = preprocessing.decode(example["image"])
+  np.testing.assert_allclose(actual, expected, atol=1)
+  assert not caplog.messages
+
+
+def test_what_is_left_out_is_named_once_for_each_split(
+  folder, tmp_path, caplog
+):
+  others = [f"train/b/{name}" for name in ("1.tif", "2.HEIC", "3", "4.txt")]
+  write(tmp_path, "train/a/1.jpg", "train/a/.hidden", "train/b/1.jpg", *others)
+  write(tmp_path, "val/a/1.jpg", "val/a/Thumbs.db")
+  source = folder(tmp_path)
+  for name in ("train", "val", "val"):
+    source.split("test_split", name)
+  train, val = caplog.messages
+  assert train.startswith(f"{tmp_path}/train: left out, as their names do not")
+  assert train.endswith(".webp: 4, such as b/1.tif, b/2.HEIC, b/3")
+  assert val.startswith(f"{tmp_path}/val: left out, as their names do not")
+  assert val.endswith(".webp: 1, such as a/Thumbs.db")
 
 
 def test_only_what_is_needed_is_read(folder):

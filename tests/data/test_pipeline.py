@@ -274,6 +274,19 @@ def test_a_bmp_of_one_bit_is_named(photo_config, photos, tmp_path):
     take(opened(config)[0], config, 5)
 
 
+@pytest.mark.parametrize("mode, frames", [("RGBA", 1), ("RGB", 2)])
+def test_a_webp_that_is_not_read_is_named(
+  photo_config, photos, tmp_path, mode, frames
+):
+  shutil.copytree(photos, tmp_path / "photos")
+  path = tmp_path / "photos" / "train" / "china" / "one.webp"
+  first, *others = (Image.new(mode, (9, 9), 99 * i) for i in range(frames))
+  first.save(path, save_all=True, append_images=others)
+  config = photo_config(f"data.data_dir={tmp_path / 'photos'}")
+  with pytest.raises(RunError, match=r"one.webp cannot .* no transparency and"):
+    take(opened(config)[0], config, 5)
+
+
 def test_a_corrupt_record_is_named(small_config, data_dir, tmp_path):
   shutil.copytree(f"{data_dir}/digits", tmp_path / "digits")
   config = small_config(f"data.data_dir={tmp_path}")

@@ -1,5 +1,7 @@
 """Resizing in NumPy gives the numbers of TensorFlow."""
 
+import platform
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
@@ -19,5 +21,8 @@ def test_the_numbers_are_those_of_tensorflow(side, size, interpolation):
       image, (size, size), interpolation, antialias=True
     )
     actual = resize(image, size, interpolation)
-    # Processors that fuse a product to a sum may round otherwise.
-    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-4)
+    if platform.machine() == "x86_64":
+      np.testing.assert_array_equal(actual, expected)
+    else:
+      # Processors that fuse a product to a sum may round otherwise.
+      np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-4)

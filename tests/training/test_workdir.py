@@ -54,10 +54,16 @@ def test_an_unwritable_folder_is_refused(tmp_path, small_config):
 
 
 def test_a_damaged_config_is_named(tmp_path, small_config):
-  with pytest.raises(UsageError, match="is not the folder of a run"):
+  refusal = "is not the folder of a run"
+  with pytest.raises(UsageError, match=f"{refusal}: it has no config.json$"):
     Workdir(str(tmp_path)).config()
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(UsageError, match="is not the folder of a run"):
+  refusal += ": config.json cannot be read"
+  with pytest.raises(UsageError, match=f"{refusal}: Expecting"):
+    Workdir(str(tmp_path)).config()
+  (tmp_path / "config.json").unlink()
+  (tmp_path / "config.json").mkdir()
+  with pytest.raises(UsageError, match=f"{refusal}: Is a directory$"):
     Workdir(str(tmp_path)).config()
 
 
