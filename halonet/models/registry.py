@@ -15,7 +15,7 @@ from halonet.models.pvt import PVT_V2S, PVTS
 from halonet.models.resnet import ResNet
 from halonet.models.resnets import RESNETS
 from halonet.models.sasa import SASAS
-from halonet.models.slide import SLIDES
+from halonet.models.slide_transformers import SLIDES
 from halonet.models.swin import SWINS
 from halonet.models.timm_models import TIMM_MODELS, TIMM_SWINS
 from halonet.models.transformer import Transformer
