@@ -30,6 +30,15 @@ VARIANTS = (
   "lamhalobotnet50ts_256",
   "halo2botnet50ts_256",
   "haloregnetz_b",
+  "swin_tiny_patch4_window7_224",
+  "swin_small_patch4_window7_224",
+  "swin_base_patch4_window7_224",
+  "pvt_v2_b0",
+  "pvt_v2_b1",
+  "pvt_v2_b2",
+  "pvt_v2_b3",
+  "pvt_v2_b4",
+  "pvt_v2_b5",
 )
 
 
