@@ -12,8 +12,8 @@ _BYTES = 4 << 30  # The least recently used make room beyond that.
 _SECONDS = 0.1
 
 
-def keep_programs(workdir: str | None = None) -> str:
-  """Turns JAX's persistent compilation cache on, before anything is compiled.
+def keep_programs(workdir: str | None = None, wanted: bool = True) -> str:
+  """Turns JAX's persistent compilation cache on or off, before it is needed.
 
   Its folder is that of the environment variable JAX_COMPILATION_CACHE_DIR, or
   `compiled` in a workdir that is not local, because the disk of a preempted TPU
@@ -22,10 +22,15 @@ def keep_programs(workdir: str | None = None) -> str:
 
   Args:
     workdir: folder of the run, if there is one.
+    wanted: the run's field `compilation_cache`.
 
   Returns:
     A sentence that says where the programs are, or why they are not kept.
   """
+  # JAX turns it on by itself where its variable names a folder.
+  jax.config.update("jax_enable_compilation_cache", wanted)
+  if not wanted:
+    return "Compiled programs are not kept: config.compilation_cache is False"
   folder = jax.config.jax_compilation_cache_dir
   if not folder:
     if workdir and "://" in workdir:
@@ -41,7 +46,6 @@ def keep_programs(workdir: str | None = None) -> str:
     except OSError as error:
       return f"Compiled programs are not kept: {folder}: {error.strerror}"
     jax.config.update("jax_compilation_cache_dir", folder)
-  jax.config.update("jax_enable_compilation_cache", True)
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS)
   return f"Compiled programs are kept in {folder}"

@@ -21,8 +21,8 @@ def unknown(
 ) -> str:
   """Words a wrong name: the nearest known one, then those of its section.
 
-  A section is what stands before the last dot. If there is none, all sections
-  are listed. `prefix` is put before the names that are offered.
+  A section is what stands before the last dot. If no known name has it, the
+  sections are listed. `prefix` is put before the names that are offered.
   """
   known = sorted(known)
   near = difflib.get_close_matches(name, known, n=1)

@@ -27,8 +27,7 @@ def main() -> None:
   distributed.initialize(arguments)
   mesh = make_mesh()
   run = restore_model(arguments.workdir, mesh, arguments.step)
-  if run.config.compilation_cache:
-    keep_programs(arguments.workdir)
+  keep_programs(arguments.workdir, run.config.compilation_cache)
   data = run.config.data
   with together():
     check_devices(run.config, mesh.shape[DATA])

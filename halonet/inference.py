@@ -92,8 +92,7 @@ def of_run(workdir: str, step: int | None = None) -> Predictor:
   """Returns the model of a training run; errors as for `restore_model`."""
   mesh = make_mesh(jax.local_devices()[:1])  # One image at a time.
   run = restore_model(workdir, mesh, step)
-  if run.config.compilation_cache:
-    keep_programs(workdir)
+  keep_programs(workdir, run.config.compilation_cache)
   prepare = functools.partial(square_input, config=run.config.data)
   return Predictor(
     run.model,

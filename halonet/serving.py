@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from halonet.data.images import normalisation
 from halonet.inference import load_published
 from halonet.interop.pretrained import imagenet_classes
 from halonet.ops import dispatch
@@ -89,9 +90,7 @@ def export(network: Network, platforms: Sequence[str]) -> bytes:
 
 def _from_pixels(model, variables, mean, std, dtype):
   variables = jax.tree.map(np.asarray, variables)
-  # The numbers of training and of `predict`.
-  mean = (255 * np.array(mean)).astype(np.float32)
-  scale = (1 / (255 * np.array(std))).astype(np.float32)
+  mean, scale = normalisation(mean, std)
 
   def apply(images):
     inputs = ((images.astype(jnp.float32) - mean) * scale).astype(dtype)

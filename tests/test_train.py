@@ -367,6 +367,14 @@ def test_a_later_start_compiles_nothing(tmp_path, data_dir):
   shutil.rmtree(caches)
   off = "compilation_cache=false"
   assert "are kept" not in run("fourth", off, folder=str(caches))
+  # The command that reads its checkpoint keeps nothing, either.
+  words = [sys.executable, "-m", "halonet.evaluate"]
+  subprocess.run(
+    [*words, f"--workdir={tmp_path / 'fourth'}"],
+    env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(caches)},
+    check=True,
+    stdout=subprocess.DEVNULL,
+  )
   assert not caches.exists()
 
 

@@ -6,9 +6,10 @@ No TensorFlow here: it would take most of the time that one image takes.
 import io
 import pathlib
 import warnings
+from collections.abc import Sequence
 
+import jax.numpy as jnp
 import ml_collections
-import ml_dtypes
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -99,12 +100,27 @@ def square_input(
   square = np.asarray(image)[top : top + side, left : left + side]
   levels = resize(square, config.image_size, config.interpolation)
   levels = (np.clip(levels, 0, 255) + np.float32(0.5)).astype(np.uint8)
-  mean = (255 * np.array(config.mean)).astype(np.float32)
-  scale = (1 / (255 * np.array(config.std))).astype(np.float32)
+  mean, scale = normalisation(config.mean, config.std)
   pixels = (levels.astype(np.float32) - mean) * scale
   # First to the config's image_dtype, for the same numbers as evaluation's.
-  dtype = np.dtype(getattr(ml_dtypes, config.image_dtype, config.image_dtype))
+  dtype = jnp.dtype(config.image_dtype)
   return pixels.astype(dtype).astype(np.float32)
+
+
+def normalisation(
+  mean: Sequence[float], std: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what is subtracted from levels of 0 … 255, and then the factor.
+
+  Args:
+    mean: mean of each channel, after scaling to 0 … 1.
+    std: standard deviation of each channel, after scaling to 0 … 1.
+
+  Returns:
+    Two float32 arrays, with a number for each channel.
+  """
+  mean, std = 255 * np.array(mean), 255 * np.array(std)
+  return mean.astype(np.float32), (1 / std).astype(np.float32)
 
 
 def published_input(

@@ -15,7 +15,7 @@ _PLAIN = np.array(
   [list(each.ljust(41, b"\0")) for each in _BEGINNINGS], np.uint8
 )
 _FIXED = np.where(_PLAIN > 0, 255, 0).astype(np.uint8)
-_FIXED[0, 4] = 255  # Of the JFIF segment's length, the upper byte is 0.
+_FIXED[0, 4] = 255  # The upper byte of the JFIF segment's length is 0.
 
 _SIDES = np.where(TRANSPOSED[:, None], [1, 0], [0, 1])
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_collections
-import numpy as np
 
 from halonet.data.erasing import random_erasing
+from halonet.data.images import normalisation
 from halonet.data.orientation import (
   orientation,
   stored_window,
@@ -333,13 +333,8 @@ def normalise(
   Returns:
     The same shape in the config's `image_dtype`; computed in float32.
   """
-  mean, std = np.array(config.mean), np.array(config.std)
-  return _scale(
-    images,
-    (255 * mean).astype(np.float32),
-    (1 / (255 * std)).astype(np.float32),
-    tf.as_dtype(config.image_dtype),
-  )
+  mean, scale = normalisation(config.mean, config.std)
+  return _scale(images, mean, scale, tf.as_dtype(config.image_dtype))
 
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)

@@ -36,7 +36,8 @@ _TABLE_FIELDS = (
   "window_size",
 )
 
-# What a `config.json` of timm's says of images, beside their size.
+# What a `config.json` of timm's says of images.
+_SIDE = Field(224, "", least=1, most=MOST_SIDE)
 _EXPECTED = {
   "crop_pct": Field(0.95, "", above=0, most=1),
   "mean": Field((0.5, 0.5, 0.5), "", length=3),
@@ -305,20 +306,12 @@ def load_preprocessing(name: str, source: str | None = None) -> Preprocessing:
       f"weights: {path}: crop_mode is {crop_mode!r}; only 'center' is supported"
     )
   try:
-    side = Field(224, "", least=1, most=MOST_SIDE).check("input_size", width)
-    checked = {
-      name: field.check(name, expected[name])
-      for name, field in _EXPECTED.items()
-    }
+    side = _SIDE.check("input_size", width)
+    for name, field in _EXPECTED.items():
+      expected[name] = field.check(name, expected[name])
   except ValueError as error:
     raise UsageError(f"weights: {path}: {error}") from None
-  return Preprocessing(
-    image_size=side,
-    crop=checked["crop_pct"],
-    mean=checked["mean"],
-    std=checked["std"],
-    interpolation=checked["interpolation"],
-  )
+  return Preprocessing(side, expected.pop("crop_pct"), **expected)
 
 
 def check_values(

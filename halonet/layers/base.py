@@ -15,6 +15,10 @@ from halonet.fields import MOST_WIDTH, field
 from halonet.layers.layouts import Entries, Shapes, norm, same
 from halonet.ops.arguments import check_count
 
+# Draws linear layers and tables of transformers. Swin's, PVT's and Slide's
+# authors cut it off at ±2, a hundred deviations away.
+LINEAR_INIT = nn.initializers.normal(0.02)
+
 Norm = Callable[..., nn.Module]  # Makes a norm, given its `name`.
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -277,8 +281,7 @@ def round_to_eight(width: float) -> int:
 class Projection(nn.Module):
   """Maps channels linearly to those of all heads.
 
-  With a bias the kernel starts as in Swin, normal with deviation 0.02; without
-  one by LeCun's rule.
+  `LINEAR_INIT` draws a kernel with a bias, LeCun's rule one without.
 
   Parameters are those of `nn.DenseGeneral`. The result is flat: an array with
   an axis of heads would have another layout in a TPU's memory, and would be
@@ -292,9 +295,7 @@ class Projection(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... v"]:
-    draw = nn.initializers.lecun_normal()
-    if self.bias:
-      draw = nn.initializers.normal(0.02)
+    draw = LINEAR_INIT if self.bias else nn.initializers.lecun_normal()
 
     def init(key, shape):
       return draw(key, (shape[0], self.features)).reshape(shape)

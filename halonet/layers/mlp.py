@@ -8,10 +8,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from halonet.layers import layouts
+from halonet.layers.base import LINEAR_INIT
 from halonet.layers.layouts import Entries, Shapes
 
-# Swin's and PVT's authors cut it off at ±2, a hundred deviations away.
-LINEAR_INIT = nn.initializers.normal(0.02)
 gelu = functools.partial(nn.gelu, approximate=False)
 
 

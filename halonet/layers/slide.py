@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from halonet.fields import MOST_RATIO, field
 from halonet.layers.base import (
+  LINEAR_INIT,
   Attention,
   Norm,
   Site,
@@ -93,9 +94,7 @@ class SlideAttention(nn.Module):
       for name, factor in (("query", scale), ("key", None), ("value", None))
     )
     shifts = self.window_size**2
-    table = self.param(
-      "offset_table", nn.initializers.normal(0.02), (self.heads, shifts)
-    )
+    table = self.param("offset_table", LINEAR_INIT, (self.heads, shifts))
     bias = None
     if self.fixed_bias and self.shifts != "merged":
       bias = self.param("fixed_bias", self._bias_init(), (head_dim, shifts))

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from halonet.fields import MOST_SIDE, field
 from halonet.layers import layouts
 from halonet.layers.base import (
+  LINEAR_INIT,
   Attention,
   Norm,
   Operator,
@@ -74,7 +75,7 @@ class WindowAttention(nn.Module):
     offsets = 2 * self.window_size - 1
     table = self.param(
       "relative_bias",
-      nn.initializers.normal(0.02),
+      LINEAR_INIT,
       (offsets, offsets, self.heads),
     )
     output = window_attention(

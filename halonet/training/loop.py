@@ -89,10 +89,7 @@ def train(
     workdir.check_data(data)
     task = make_task(config, make_task(config).describe(source))
     workdir.check_metadata(task.metadata)
-    if config.compilation_cache:
-      say(keep_programs(workdir_path))
-    else:  # JAX keeps them by itself where its variable names a folder.
-      jax.config.update("jax_enable_compilation_cache", False)
+    say(keep_programs(workdir_path, config.compilation_cache))
     for change in changed:
       say(f"Changed since this run began: config.{change}")
     in_steps = config_lib.in_steps(config, train_split.size)

@@ -8,7 +8,7 @@ from halonet.layers.halo import Halo
 
 
 def resize(table, offsets):
-  """By NumPy's own interpolation, a column at a time."""
+  """Interpolates by NumPy's own function, a column at a time."""
   old, new = len(table) // 2, offsets // 2
   places = [o * old / new if new else 0.0 for o in range(-new, new + 1)]
   columns = [np.interp(places, np.arange(-old, old + 1), c) for c in table.T]

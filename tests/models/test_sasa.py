@@ -12,7 +12,7 @@ import halonet
 from halonet.cost import model as model_cost
 from halonet.layers.attention_stem import AttentionStem
 from halonet.training.optimizer import is_decayed
-from tests.models.test_halonet import OTHERS, abstract_variables
+from tests.models.test_parameter_counts import OTHERS, abstract_variables
 
 # Parameters in millions, and operations of one image of 224 pixels in billions.
 TABLE_1 = {
@@ -37,7 +37,7 @@ MILLIONS = {
   "sasa_resnet50_no_content": 16.7,
 } | {name: figures[0] for name, figures in TABLE_1.items()}
 # Theirs are 14.17, 25.09 and 16.76, as if the paper had cut them off; exact
-# counts are in tests/models/test_halonet.py.
+# counts are in tests/models/test_parameter_counts.py.
 CUT = {
   "sasa_resnet38",
   "sasa_resnet38_full",
@@ -164,7 +164,7 @@ def test_the_matrices_of_the_stem_decay(stem):
 
 
 def test_a_map_that_moves_by_the_stride_moves_the_features():
-  """Of the whole network: away from the border nothing else changes."""
+  """The whole network's: away from the border nothing else changes."""
   model = narrow(stem="attention")
   images = jax.random.normal(jax.random.key(0), (1, 96, 96, 3))
   variables = jax.jit(model.init)(jax.random.key(1), images)

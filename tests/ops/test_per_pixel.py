@@ -169,7 +169,7 @@ def test_is_the_masked_window_of_blocks_of_any_size():
 def test_moves_with_the_map(
   implementation, window_size, move, mask_padding, content, seed
 ):
-  """By any number of pixels: away from the border nothing else changes."""
+  """Any number of pixels: away from the border nothing else changes."""
   inputs, _, options = arrays(
     case(
       (1, 20, 19, 2, 4),
