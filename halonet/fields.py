@@ -131,7 +131,8 @@ class Field:
 
   def check_side(self, name: str, value: Any, side: int) -> None:
     """Raises ValueError if a value is too large for images of `side` pixels."""
-    if self.sides and value > self.sides * side:
+    items = value if isinstance(value, tuple) else (value,)
+    if self.sides and max(items, default=0) > self.sides * side:
       times = f"{self.sides} times " if self.sides > 1 else ""
       raise ValueError(
         f"{name} is {value}; it must be at most {self.sides * side}, {times}the"

@@ -1,16 +1,20 @@
-"""Compares slide attention with the authors' layer, weights drawn at random.
+"""Compares slide attention and Slide-Swins with the authors' code.
 
   git clone https://github.com/LeapLabTHU/Slide-Transformer AUTHORS
   pip install torch
   python scripts/parity_slide.py --authors=AUTHORS [--write]
+      [--model=slide_swin_tiny ...]
 
-Everything is in float64 on the CPU. The table has, for the layers of a training
-(deformed shifts) and of an inference (merged shifts), the largest difference of
-the outputs over the largest output, and of the gradients of a weighted sum of
-the outputs likewise, over input and parameters (allowed: 1e-10). The authors'
-layer ends in an output projection, which ours leaves to its host; it is the
-identity here. `--write` stores the authors' answers for
-tests/layers/test_slide.py, which needs no PyTorch.
+Weights are drawn at random, the same for both; everything is in float64 on the
+CPU. The table has, for the layers and models of a training (deformed shifts)
+and of an inference (merged shifts), the largest difference of the outputs over
+the largest output, and of the gradients of a weighted sum of the outputs
+likewise, over input and parameters (allowed: 1e-10). The authors' layer ends in
+an output projection, which ours leaves to its host; it is the identity here.
+Models are narrow ones and, with --model, published ones, each with windows of 7
+and with the windows of the authors' configs, which are whole maps. `--write`
+stores the authors' answers to the layers and narrow models for the tests, which
+need no PyTorch.
 """
 
 import ast
@@ -28,114 +32,223 @@ from halonet.layers.slide import SlideAttention, merge
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from tests.layers.slide_drawn import (  # noqa: E402
-  CASES,
-  GOLDEN,
-  draw,
-  from_authors,
-  key,
-  projected,
-  run,
-)
+from tests.layers import slide_drawn  # noqa: E402
+from tests.models import slide_swin_drawn  # noqa: E402
 
 SOURCE = "slide_transformer/models/slide_swin.py"
-LAYER = "SlideAttention"
+MODELS = ("slide_swin_tiny", "slide_swin_small", "slide_swin_base")
 ALLOWED = 1e-10
 
 
 def main() -> None:
   parser = command.parser(__doc__)
   parser.add_argument("--authors", required=True, metavar="FOLDER")
+  parser.add_argument("--model", action="append", default=[], choices=MODELS)
   parser.add_argument(
-    "--write", action="store_true", help=f"writes {GOLDEN.name}"
+    "--write", action="store_true", help="writes the tests' answers"
   )
   arguments = parser.parse_args()
   try:
     import torch
   except ImportError as error:
     raise UsageError(f"{error}: pip install torch") from None
-  layer_class = authors_layer(pathlib.Path(arguments.authors), torch)
+  authors = authors_module(pathlib.Path(arguments.authors), torch)
   jax.config.update("jax_enable_x64", True)
-
-  golden, failed = {}, False
   print(f"PyTorch {torch.__version__}, JAX {jax.__version__}, float64")
-  print(f"{'map':>8}{'channels':>10}{'heads':>7}{'window':>8}  ", end="")
-  print(f"{'shifts':10}{'outputs':>10}{'gradients':>11}")
-  for case in CASES:
-    height, width, channels, heads, window = case
-    shapes, state, x, weight = draw(case)
-    theirs = layer_class((height, width), channels, heads, window).double()
-    theirs.proj = torch.nn.Identity()
-    check_names(theirs, shapes)
-    theirs.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
-    tokens = torch.tensor(x).reshape(len(x), -1, channels).requires_grad_()
-    expected = theirs(tokens).reshape(x.shape)
-    (expected * torch.tensor(weight)).sum().backward()
-    expected = expected.detach().numpy()
-    gradients = {
-      name: parameter.grad.numpy()
-      for name, parameter in theirs.named_parameters()
-      if parameter.requires_grad
-    }
-    of_x = tokens.grad.numpy().reshape(x.shape)
-    # A change of layout serves gradients as it serves weights.
-    wanted = from_authors(gradients, case)
-    # The kernel and bias of the sum have the gradients of the learned one.
-    wanted_merged = {k: v for k, v in wanted.items() if k != "fixed_bias"}
-    wanted_merged["shift"] = wanted_merged.pop("deformed_shift")
-    params = from_authors(state, case)
-    for shifts, given, gradient in (
-      ("deformed", params, wanted),
-      ("merged", merge(params), wanted_merged),
-    ):
-      layer = SlideAttention(heads, window, shifts=shifts, dtype=jnp.float64)
-      output, ours, ours_x = run(layer, given, x, weight)
-      errors = [difference(output, expected), difference(ours_x, of_x)]
-      errors += jax.tree.leaves(jax.tree.map(difference, ours, gradient))
-      failed |= not max(errors) <= ALLOWED
-      print(
-        f"{f'{height}×{width}':>8}{channels:10}{heads:7}{window:8}  ", end=""
-      )
-      print(f"{shifts:10}{errors[0]:10.1e}{max(errors[1:]):11.1e}", flush=True)
-    golden[key(case, "output")] = expected
-    golden[key(case, "gradient")] = projected(wanted, of_x)
-  if failed:
-    sys.exit("error: beyond what is allowed")
+  print(f"{'':40}{'shifts':10}{'outputs':>10}{'gradients':>11}")
+
+  errors, golden = [], {}
+  for case in slide_drawn.CASES:
+    errors += compare_layer(case, authors, golden, torch)
   if arguments.write:
-    GOLDEN.parent.mkdir(exist_ok=True)
-    np.savez_compressed(GOLDEN, **golden)
-    command.wrote(GOLDEN)
+    write(slide_drawn.GOLDEN, golden)
+  golden = {}
+  for title, case in slide_swin_drawn.CASES.items():
+    errors += compare_model(title, case, authors, golden, torch)
+  if arguments.write:
+    write(slide_swin_drawn.GOLDEN, golden)
+  for name in arguments.model:
+    for words, fields, window in (
+      ("windows of 7", {}, 7),
+      ("whole maps", slide_swin_drawn.WHOLE, 56),
+    ):
+      case = name, 224, fields, window
+      errors += compare_model(f"{name}, {words}", case, authors, {}, torch)
+  if not max(errors) <= ALLOWED:
+    sys.exit("error: beyond what is allowed")
 
 
-def authors_layer(folder, torch):
-  """Returns the class of the authors' attention, without the rest of its file,
-  which asks for an old timm."""
+def compare_layer(case, authors, golden, torch):
+  """Compares a layer; returns the errors and keeps the answers."""
+  *size, channels, heads, window = case
+  shapes, state, x, weight = slide_drawn.draw(case)
+  theirs = authors.SlideAttention(tuple(size), channels, heads, window)
+  theirs = theirs.double()
+  theirs.proj = torch.nn.Identity()
+  actual = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
+  if actual != shapes:
+    sys.exit(f"error: the authors' layer has parameters {actual}, not {shapes}")
+  theirs.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
+  tokens = torch.tensor(x).reshape(len(x), -1, channels).requires_grad_()
+  output, gradients = answer(theirs, tokens, weight, torch)
+  gradient_x = tokens.grad.numpy().reshape(x.shape)
+  expected = (
+    output.reshape(x.shape),
+    slide_drawn.from_authors(gradients, case),
+    gradient_x,
+  )
+  golden[slide_drawn.key(case, "output")] = expected[0]
+  golden[slide_drawn.key(case, "gradient")] = slide_drawn.projected(
+    *expected[1:]
+  )
+  params = slide_drawn.from_authors(state, case)
+
+  def run(shifts, params):
+    layer = SlideAttention(heads, window, shifts=shifts, dtype=jnp.float64)
+    return slide_drawn.run(layer, params, x, weight)
+
+  title = f"{'×'.join(map(str, size))}, {channels} channels, window {window}"
+  return compare(title, run, params, expected)
+
+
+def compare_model(title, case, authors, golden, torch):
+  """Compares a whole model; returns the errors and keeps the answers."""
+  name, side, fields, window = case
+  model = slide_swin_drawn.create(name, fields)
+  spec = model.spec
+  # One image of a large model is enough to compare with.
+  images = 2 if side < 224 else 1
+  variables, x, weight = slide_swin_drawn.draw(model, side, images)
+  theirs = authors.SlideSwinTransformer(
+    img_size=side,
+    num_classes=spec.num_classes,
+    embed_dim=spec.widths[0],
+    depths=list(spec.depths),
+    num_heads=list(spec.parts["operator slide"].heads),
+    window_size=window,
+    drop_path_rate=0.0,
+    ka=spec.parts["operator slide"].slide_window,
+    num_slide_stages=spec.operators.index("window"),
+  ).double()
+  entries = slide_swin_drawn.entries(model, variables)
+  state = slide_drawn.export(entries, variables)
+  check_count(title, theirs, variables)
+  trained = {k for k, v in theirs.named_parameters() if v.requires_grad}
+  if trained != state.keys():
+    sys.exit(f"error: the authors' names differ: {trained ^ state.keys()}")
+  theirs.load_state_dict(
+    {k: torch.tensor(np.ascontiguousarray(v)) for k, v in state.items()},
+    strict=False,  # It keeps its one-hot kernels and its constants.
+  )
+  # Channels first.
+  given = torch.tensor(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
+  output, gradients = answer(theirs, given, weight, torch)
+  expected = (
+    output,
+    slide_drawn.read(entries, gradients)["params"],
+    given.grad.numpy().transpose(0, 2, 3, 1),
+  )
+  golden[f"{title}/output"] = output
+  golden[f"{title}/gradient"] = slide_drawn.projected(*expected[1:])
+
+  def run(shifts, params):
+    model = slide_swin_drawn.create(name, fields | {"slide_shifts": shifts})
+    return slide_drawn.run(model, params, x, weight)
+
+  return compare(title, run, variables["params"], expected)
+
+
+def check_count(title, theirs, variables):
+  """Prints how many parameters the authors count, and how many are ours."""
+  ours = sum(leaf.size for leaf in jax.tree.leaves(variables))
+  counted = list(theirs.parameters())
+  total = sum(each.numel() for each in counted)
+  frozen = sum(each.numel() for each in counted if not each.requires_grad)
+  print(f"{title}: {total:,} parameters, {frozen:,} of them frozen", end="; ")
+  print(f"ours {ours:,}", flush=True)
+  if ours + frozen != total:
+    sys.exit("error: the counts differ")
+
+
+def answer(theirs, given, weight, torch):
+  """Returns the authors' output, and gradients of its weighted sum by name."""
+  output = theirs(given)
+  (output * torch.tensor(weight).reshape(output.shape)).sum().backward()
+  gradients = {
+    name: parameter.grad.numpy()
+    for name, parameter in theirs.named_parameters()
+    if parameter.requires_grad
+  }
+  return output.detach().numpy(), gradients
+
+
+def compare(title, run, params, expected):
+  """Prints the errors of both kinds of shifts and returns them."""
+  output, gradients, gradient_x = expected
+  found = []
+  for shifts, given, wanted in (
+    ("deformed", params, gradients),
+    ("merged", merge(params), merged_gradients(gradients)),
+  ):
+    actual, ours, ours_x = run(shifts, given)
+    errors = [difference(actual, output), difference(ours_x, gradient_x)]
+    # The bias of a window's keys has no gradient but rounding.
+    wanted, tree = jax.tree.flatten(wanted)
+    least = 1e-4 * max(np.abs(leaf).max() for leaf in wanted)
+    errors += [
+      difference(each, other, least)
+      for each, other in zip(tree.flatten_up_to(ours), wanted, strict=True)
+    ]
+    print(f"{title:40}{shifts:10}{errors[0]:10.1e}{max(errors[1:]):11.1e}")
+    sys.stdout.flush()
+    found += errors
+  return found
+
+
+def merged_gradients(gradients):
+  """The kernel and bias of a sum have the gradients of the learned one."""
+  merged = {
+    name.removeprefix("deformed_"): merged_gradients(each)
+    if isinstance(each, dict)
+    else each
+    for name, each in gradients.items()
+  }
+  merged.pop("fixed_bias", None)
+  return merged
+
+
+def authors_module(folder, torch):
+  """Returns the classes and functions of the authors' file, without its
+  imports, which ask for an old timm."""
   path = folder / SOURCE
   if not path.exists():
     raise UsageError(f"--authors: {folder} has no {SOURCE}; clone it first")
   found = [
     node
     for node in ast.parse(path.read_text()).body
-    if isinstance(node, ast.ClassDef) and node.name == LAYER
+    if isinstance(node, ast.ClassDef | ast.FunctionDef)
   ]
-  if not found:
-    raise UsageError(f"--authors: {path} has no class {LAYER}")
   module = types.ModuleType("authors")
   module.torch, module.nn = torch, torch.nn
+  module.F = torch.nn.functional
   module.trunc_normal_ = torch.nn.init.trunc_normal_
+  module.to_2tuple = lambda side: (side, side)
   exec(compile(ast.Module(found, []), str(path), "exec"), vars(module))
-  return getattr(module, LAYER)
+  for name in ("SlideAttention", "SlideSwinTransformer"):
+    if not hasattr(module, name):
+      raise UsageError(f"--authors: {path} has no class {name}")
+  return module
 
 
-def check_names(theirs, shapes):
-  """Stops with a line if the authors' parameters are not those we draw."""
-  actual = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
-  if actual != shapes:
-    sys.exit(f"error: the authors' layer has parameters {actual}, not {shapes}")
+def write(path, golden):
+  path.parent.mkdir(exist_ok=True)
+  np.savez_compressed(path, **golden)
+  command.wrote(path)
 
 
-def difference(actual, expected) -> float:
-  scale = max(np.abs(expected).max(), 1e-6)
+def difference(actual, expected, least=0.0) -> float:
+  """Returns the largest difference over the largest number, or over `least`."""
+  scale = max(np.abs(expected).max(), least)
   return float(np.abs(np.asarray(actual) - expected).max() / scale)
 
 

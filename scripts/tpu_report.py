@@ -13,9 +13,9 @@ the compiler's estimates.
 
   python scripts/tpu_report.py --table [--write]
 
-computes the rows of the tables in docs/tpu.md that docs/tables/tpu.jsonl lacks.
-All of them take hours; interrupted, it resumes with the next row. --write
-computes nothing and writes the rows that are there into the page.
+computes the rows of docs/tpu.md and docs/slide.md that docs/tables/tpu.jsonl
+lacks. All of them take hours; interrupted, it resumes with the next row.
+--write computes nothing and writes the rows that are there into the pages.
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ from halonet import command, fields  # noqa: E402
 from halonet.errors import UsageError  # noqa: E402
 
 PAGE = ROOT / "docs/tpu.md"
+SLIDE_PAGE = ROOT / "docs/slide.md"
 ROWS = ROOT / "docs/tables/tpu.jsonl"
 MISSING = "not yet computed"
 HALONETS = {
@@ -41,6 +42,19 @@ HALONETS = {
   for number, size in enumerate((256, 256, 256, 320, 384, 448, 512, 600))
 }
 SLICES = ("v5e:4x4", "v3:4x4", "v6e:4x4", "v4:2x2x4", "v5p:2x2x2")
+# Swin-T with three attentions in stages 1 and 2.
+ATTENTIONS = {
+  "slide_swin_tiny": ("slide_swin_tiny", ()),
+  "swin_tiny": ("swin_tiny", ()),
+  "swin_tiny with blocks of 4 and halos of 1": (
+    "swin_tiny",
+    (
+      "model.operators=('halo','halo','window')",
+      "model.block_size=4",
+      "model.halo_size=1",
+    ),
+  ),
+}
 
 
 def main() -> None:
@@ -71,7 +85,9 @@ def main() -> None:
   if arguments.table and (arguments.config or arguments.topology or rest):
     raise UsageError("--table computes its own rows; leave out the others")
   if arguments.write:
-    command.write_section(PAGE, "tpu", tables(read_rows()))
+    done = read_rows()
+    command.write_section(PAGE, "tpu", tables(done))
+    command.write_section(SLIDE_PAGE, "tpu", grid(attentions(), done))
     return
   if arguments.table:
     make_table(rows())
@@ -185,12 +201,29 @@ def rows() -> list[Case]:
     published = f"{milliseconds} ms (Table 6)"
     name = f"halonet_h4_{name} at 256"
     measured.append(Case(name, config, v3, published=published))
+  return measured + halonets() + attentions()
+
+
+def halonets() -> list[Case]:
   # Cheap and dear chips alternate, so that the first rows say the most.
-  return measured + [
+  return [
     Case(model, f"configs/imagenet/halonet.py:{variant}", topology)
     for slices in (SLICES[:2], SLICES[2:])
     for variant, model in HALONETS.items()
     for topology in slices
+  ]
+
+
+def attentions() -> list[Case]:
+  return [
+    Case(
+      model,
+      f"configs/imagenet/slide.py:{variant}",
+      topology,
+      overrides=overrides,
+    )
+    for topology in SLICES[:4]
+    for model, (variant, overrides) in ATTENTIONS.items()
   ]
 
 
@@ -242,20 +275,9 @@ def make_table(cases: list[Case]) -> None:
 
 
 def tables(done: dict[str, dict]) -> str:
-  """Returns the page's two tables, as Markdown."""
-  from halonet.tpu.step_cost import topology_devices
-
-  wanted = {row.key: row for row in rows()}
-  models = [row for row in wanted.values() if row.model in HALONETS.values()]
-  slices = sorted({row.topology for row in models})
-  cells = {(row.model, row.topology): cell(done.get(row.key)) for row in models}
-  header = [f"{name}, {topology_devices(name)} cores" for name in slices]
-  sizes = [
-    (variant, *(cells[model, name] for name in slices))
-    for variant, model in HALONETS.items()
-  ]
+  """Returns the two tables of docs/tpu.md, as Markdown."""
   times = []
-  for row in wanted.values():
+  for row in rows():
     if row.published:
       report = done.get(row.key, {}).get("report")
       estimate = needs = MISSING
@@ -266,10 +288,25 @@ def tables(done: dict[str, dict]) -> str:
       setup = f"{row.model}, {what}, {row.per_core_batch} a core"
       times.append((setup, row.published, estimate, needs))
   columns = "set-up, TPU v3", "paper", "estimate", "HBM, GiB"
-  return "\n\n".join(
-    command.table(header, lines, len(header))
-    for header, lines in ((("model", *header), sizes), (columns, times))
-  )
+  measured = command.table(columns, times, len(columns))
+  return f"{grid(halonets(), done)}\n\n{measured}"
+
+
+def grid(cases: list[Case], done: dict[str, dict]) -> str:
+  """Returns a table with a line for each model and a column for each slice."""
+  from halonet.tpu.step_cost import topology_devices
+
+  slices = sorted({case.topology for case in cases})
+  cells = {(case.model, case.topology): done.get(case.key) for case in cases}
+  header = [f"{name}, {topology_devices(name)} cores" for name in slices]
+  lines = [
+    (
+      model.removeprefix("halonet_").partition(" at ")[0],
+      *(cell(cells[model, name]) for name in slices),
+    )
+    for model in dict.fromkeys(case.model for case in cases)
+  ]
+  return command.table(("model", *header), lines, len(header) + 1)
 
 
 def cell(line: dict | None) -> str:

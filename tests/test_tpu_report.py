@@ -176,6 +176,6 @@ def test_every_row_has_a_config_of_its_own(script):
   from halonet.training.config import load_config
 
   rows = script.rows()
-  assert len({row.key for row in rows}) == len(rows) == 45
+  assert len({row.key for row in rows}) == len(rows) == 57
   for config in {(row.config, row.overrides) for row in rows}:
     load_config(*config)

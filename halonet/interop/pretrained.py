@@ -34,6 +34,7 @@ _TABLE_FIELDS = (
   "global_size",
   "lambda_window",
   "window_size",
+  "stage_windows",
 )
 
 # What a `config.json` of timm's says of images.

@@ -94,6 +94,7 @@ class Window(Attention):
   """The operator "window"; in every second block of a stage windows shift."""
 
   half_tables = False
+  per_stage = ("heads", "stage_windows")
 
   window_size: int = field(
     7,
@@ -102,14 +103,25 @@ class Window(Attention):
     most=MOST_SIDE,
     sides=2,
   )
+  stage_windows: tuple[int, ...] = field(
+    (),
+    "Side of a window for each stage, in place of window_size.",
+    least=1,
+    most=MOST_SIDE,
+    sides=2,
+    kind=tuple[int, ...],
+  )
 
   def window(self) -> int:
-    return self.window_size
+    return max(self.stage_windows, default=self.window_size)
 
   def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
+    size = self.window_size
+    if self.stage_windows:
+      size = self.stage_windows[block.stage]
     return WindowAttention(
-      window_size=self.window_size,
-      shift=self.window_size // 2 if block.index % 2 else 0,
+      window_size=size,
+      shift=size // 2 if block.index % 2 else 0,
       **self.shared(block, dtype),
     )
 

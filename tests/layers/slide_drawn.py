@@ -9,7 +9,10 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
+from halonet.layers.layouts import Layout
+from halonet.layers.slide import SlideAttention
 from halonet.ops.shifted import fixed_shifts
 
 GOLDEN = pathlib.Path(__file__).parent / "golden/slide.npz"
@@ -39,45 +42,101 @@ def draw(case):
     shapes |= {f"{name}.{k}": v for k, v in convolution.items()}
   rng = np.random.default_rng(0)
   state = {name: 0.5 * rng.normal(size=s) for name, s in shapes.items()}
-  # Theirs, frozen: output channel d·shifts + i reads place i of channel d.
-  state["dep_conv.weight"] = fixed_shifts(window, dim)
-  state["dep_conv.weight"] = their_kernel(state["dep_conv.weight"])
+  state["dep_conv.weight"] = frozen(window, dim)
   x, weight = rng.normal(size=(2, 2, height, width, channels))
   return shapes, state, x, weight
 
 
+def frozen(window, dim):
+  """Returns the authors' one-hot kernel."""
+  return their_kernel(fixed_shifts(window, dim)).astype(np.float64)
+
+
 def their_kernel(kernel):
-  """`[y, x, d, shifts]` → `[d · shifts, 1, y, x]`."""
+  """`[y, x, d, shifts]` → `[d · shifts, 1, y, x]`: output channel d·shifts + i
+  makes shift i of channel d."""
   size = kernel.shape[0]
-  kernel = kernel.reshape(size, size, -1).transpose(2, 0, 1)[:, None]
-  return kernel.astype(np.float64)
+  return kernel.reshape(size, size, -1).transpose(2, 0, 1)[:, None]
 
 
-def from_authors(state, case):
-  """Returns our parameters, with deformed shifts, of the authors'.
+def entries(ours, theirs, shapes):
+  """Relates our parameters, with deformed shifts, to the authors' names.
 
   Their projection has, for each head, the channels of the query, then those of
   the key and of the value.
   """
-  _, _, channels, heads, window = case
-  dim, shifts = channels // heads, window**2
-  weight = state["qkv.weight"].T.reshape(channels, heads, 3, dim)
-  bias = state["qkv.bias"].reshape(heads, 3, dim)
-  params = {
-    name: {"kernel": weight[:, :, part], "bias": bias[:, part]}
-    for part, name in enumerate(("query", "key", "value"))
-  }
-  learned = state["dep_conv1.weight"][:, 0].transpose(1, 2, 0)
-  return params | {
-    "offset_table": state["relative_position_bias_table"].reshape(
-      heads, shifts
+  ours = f"params/{ours}"
+  window, _, dim, shifts = shapes[f"{ours}/deformed_shift/kernel"]
+  channels, heads, _ = shapes[f"{ours}/query/kernel"]
+  both = {
+    "qkv.weight": Layout(
+      tuple(f"{ours}/{name}/kernel" for name in ("query", "key", "value")),
+      lambda *x: np.stack(x, axis=2).reshape(channels, -1).T,
+      lambda x: tuple(np.moveaxis(x.T.reshape(channels, heads, 3, dim), 2, 0)),
     ),
-    "fixed_bias": state["dep_conv.bias"].reshape(dim, shifts),
-    "deformed_shift": {
-      "kernel": learned.reshape(window, window, dim, shifts),
-      "bias": state["dep_conv1.bias"].reshape(dim, shifts),
-    },
+    "qkv.bias": Layout(
+      tuple(f"{ours}/{name}/bias" for name in ("query", "key", "value")),
+      lambda *x: np.stack(x, axis=1).ravel(),
+      lambda x: tuple(np.moveaxis(x.reshape(heads, 3, dim), 1, 0)),
+    ),
+    "relative_position_bias_table": Layout(
+      (f"{ours}/offset_table",),
+      lambda x: x.reshape(1, heads, 1, shifts, 1, 1),
+      lambda x: (x.reshape(heads, shifts),),
+    ),
+    "dep_conv1.weight": Layout(
+      (f"{ours}/deformed_shift/kernel",),
+      their_kernel,
+      lambda x: (
+        x[:, 0].transpose(1, 2, 0).reshape(window, window, dim, shifts),
+      ),
+    ),
   }
+  for name, path in (
+    ("dep_conv.bias", "fixed_bias"),
+    ("dep_conv1.bias", "deformed_shift/bias"),
+  ):
+    both[name] = Layout(
+      (f"{ours}/{path}",),
+      np.ravel,
+      lambda x: (x.reshape(dim, shifts),),
+    )
+  return {f"{theirs}.{name}": each for name, each in both.items()}
+
+
+def shapes_of(tree):
+  flat = traverse_util.flatten_dict(dict(tree), sep="/")
+  return {path: each.shape for path, each in flat.items()}
+
+
+def read(relations, state):
+  """Returns our variables, or gradients, of the authors' arrays by name."""
+  flat = {}
+  for name, each in relations.items():
+    flat |= dict(zip(each.paths, each.read(state[name]), strict=True))
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def export(relations, variables):
+  """Returns the authors' arrays by name; inverse of `read`."""
+  flat = traverse_util.flatten_dict(variables, sep="/")
+  return {
+    name: each.export(*(flat[path] for path in each.paths))
+    for name, each in relations.items()
+  }
+
+
+def from_authors(state, case):
+  """Returns our parameters of a layer of the authors'."""
+  *size, channels, heads, window = case
+  shapes = jax.eval_shape(
+    SlideAttention(heads, window).init,
+    jax.random.key(0),
+    jnp.zeros((1, *size, channels)),
+  )
+  shapes = shapes_of({"params": {"layer": shapes["params"]}})
+  state = {f"layer.{name}": each for name, each in state.items()}
+  return read(entries("layer", "layer", shapes), state)["params"]["layer"]
 
 
 def run(layer, params, x, weight):
