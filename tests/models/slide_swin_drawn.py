@@ -17,7 +17,7 @@ from tests.layers import slide_drawn
 
 GOLDEN = pathlib.Path(__file__).parent / "golden/slide_swin.npz"
 NARROW = dict(
-  depths=(2, 2, 1),
+  depths=(1, 2, 1),
   widths=(8, 16, 32),
   heads=(1, 2, 4),
   operators=("slide", "window"),
