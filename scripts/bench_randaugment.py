@@ -17,7 +17,12 @@ import numpy as np
 from halonet import command
 
 # Policies and magnitudes; a policy's first one compiles.
-CONTENDERS = (("autoaugment", 10.0), ("tpu", 10.0), ("tpu", 31.0))
+CONTENDERS = (
+  ("autoaugment", 10.0),
+  ("tpu", 10.0),
+  ("tpu", 31.0),
+  ("timm", 9.0),
+)
 LAYERS = 2
 IMAGES = 500  # In a round.
 

@@ -7,7 +7,7 @@ import re
 SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 
 
-def test_it_reports_both_policies(monkeypatch, capsys):
+def test_it_reports_every_policy(monkeypatch, capsys):
   monkeypatch.syspath_prepend(str(SCRIPTS))
   bench = importlib.import_module("bench_randaugment")
   monkeypatch.setattr(bench, "LAYERS", 1)
@@ -20,6 +20,7 @@ def test_it_reports_both_policies(monkeypatch, capsys):
     "autoaugment, magnitude 10",
     "tpu, magnitude 10",
     "tpu, magnitude 31",
+    "timm, magnitude 9",
   )
   for name, row in zip(names, rows, strict=True):
     assert re.fullmatch(rf"\| {name} \| \d+ µs \| \d+ µs \| \d+\.\d s \|", row)

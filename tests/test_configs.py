@@ -109,8 +109,8 @@ def what_the_step_sees(config):
   seen = config_lib.load_config("configs/digits.py")
   with seen.unlocked(), seen.ignore_type():
     seen.model = config.model
-    seen.data.image_size = config.data.image_size
-    seen.data.image_dtype = config.data.image_dtype
+    for field in ("image_size", "image_dtype", "mixup", "cutmix"):
+      seen.data[field] = config.data[field]
     for field in ("batch_size", "steps", "ema_decay"):
       seen[field] = config[field]
   return config_lib.to_json(seen)
@@ -135,9 +135,8 @@ def test_a_step(source, overrides, fast):
     if devices > config.batch_size:
       continue
     # As the docstrings say: 32 images at once, or fewer.
-    config.accumulation_steps = max(
-      config.batch_size // devices // max(config.model.batch_norm_group, 32), 1
-    )
+    at_once = max(config.model.get("batch_norm_group", 0), 32)
+    config.accumulation_steps = max(config.batch_size // devices // at_once, 1)
     config_lib.check_devices(config, devices)
   config.accumulation_steps = 1
   before, after, metrics = abstract_step(what_the_step_sees(config))
@@ -163,7 +162,9 @@ SASA = (
   *(("Table 1", 9), ("Table 3", 8), ("Table 4", 5), ("Table 5", 3)),
   *(("Table 6", 2), ("Table 7", 3), ("Figure 5", 3)),
 )
+SLIDE = (("ImageNet", 22), ("COCO, M", 12), ("COCO, C", 6), ("ADE20K", 8))
 OTHERS = ("R50 in the literature", "ViT-L/16", "BiT-M")
+OTHERS += ("PVT-M", "Slide-PVT-M", "CSwin", "Slide-CSwin", "NAT", "Slide-NAT")
 
 
 def test_every_row_of_the_papers_has_a_command():
@@ -174,7 +175,11 @@ def test_every_row_of_the_papers_has_a_command():
       assert bool(run) != row.name.startswith(OTHERS), (table.name, row.name)
       assert run is None or f"`{run}`" in page, "scripts/reproduce.py --write"
       assert row.result, (table.name, row.name)
-  for paper, published in (("HaloNet", HALONET), ("SASA", SASA)):
+  for paper, published in (
+    ("HaloNet", HALONET),
+    ("SASA", SASA),
+    ("Slide-Transformer", SLIDE),
+  ):
     tables = [table for table in TABLES if table.paper == paper]
     assert len(tables) == len(published)
     for name, rows in published:
@@ -244,10 +249,18 @@ def test_every_model_of_the_paper_has_a_config():
       assert config.data.image_size == size, source
   families = list_models("halonet_h?"), list_models("halonet_h7_conv*")
   families += list_models("halonet50*"), list_models("halonet_h4_base128*")
-  families += list_models("sasa_*"), ["resnet26", "resnet38", "resnet50"]
+  families += list_models("slide_*"), list_models("sasa_*")
+  families += (["resnet26", "resnet38", "resnet50"],)
   ours = {name for family in families for name in family}
   ours -= {"halonet50ts"}  # timm's.
   assert ours <= trained
+
+
+SLIDE_DROP_PATHS = {
+  **dict(slide_swin_tiny=0.2, slide_swin_small=0.3, slide_swin_base=0.5),
+  **dict(swin_tiny=0.2, swin_small=0.3, swin_base=0.5),
+  **dict(slide_pvt_tiny=0.1, slide_pvt_v2_b2=0.1, pvt_small=0.1),
+}
 
 
 def recipe(source):
@@ -323,3 +336,22 @@ def test_the_recipe_of_sasas_paper(variant):
   assert (optimizer.warmup_steps, config.steps) == ("10 epochs", "130 epochs")
   assert config.ema_decay == 0.9999
   assert not config.data.randaugment_layers and not config.label_smoothing
+
+
+@pytest.mark.parametrize("variant, drop_path", SLIDE_DROP_PATHS.items())
+def test_the_recipe_of_slide_transformers_paper(variant, drop_path):
+  """Its section on ImageNet; hosts share it."""
+  config = config_lib.load_config(f"configs/imagenet/slide.py:{variant}")
+  data, optimizer = config.data, config.optimizer
+  assert (config.steps, optimizer.warmup_steps) == ("300 epochs", "20 epochs")
+  assert (optimizer.name, optimizer.weight_decay) == ("adamw", 0.05)
+  peak = optimizer_lib.peak_learning_rate(config)
+  assert peak == pytest.approx(5e-4 * config.batch_size / 512)
+  end = peak * optimizer.final_learning_rate_ratio
+  assert end == pytest.approx(5e-6 * config.batch_size / 512)
+  assert optimizer.clip_norm == 5
+  assert (data.randaugment_policy, data.randaugment_layers) == ("timm", 2)
+  assert (data.randaugment_magnitude, data.randaugment_std) == (9, 0.5)
+  assert (data.mixup, data.cutmix, data.random_erasing) == (0.8, 1, 0.25)
+  assert config.label_smoothing == 0.1
+  assert (config.model.name, config.model.drop_path) == (variant, drop_path)

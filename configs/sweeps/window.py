@@ -25,6 +25,10 @@ around each one, in 1 min 56 s; test accuracy 0.9489, 0.9444 and 0.9667.
 window.py:sasa_imagenet is the table itself, with the options of the command
 above. Not yet run.
 
+window.py:slide and window.py:slide_imagenet ask the same of Slide-Transformer,
+on the digits and on ImageNet. The paper's window is 3; 5 and 7 are our choice.
+Not yet run.
+
 A sweep's file holds
   base    the config that is trained, as --config of scripts/train.sh takes it
   set     fields of it that have another value in all trials
@@ -68,6 +72,23 @@ _WINDOW = {
     base="configs/imagenet/sasa.py:sasa_resnet50",
     set={},
     grid={"model.window_size": (3, 5, 7, 9, 11)},
+    seeds=(0,),
+  ),
+  "slide": dict(
+    base="configs/digits.py:slide",
+    set={
+      "steps": 150,
+      "eval_every": 150,
+      "checkpoint_every": 50,
+      "log_every": 25,
+    },
+    grid={"model.slide_window": (3, 5, 7)},
+    seeds=(0,),
+  ),
+  "slide_imagenet": dict(
+    base="configs/imagenet/slide.py:slide_swin_tiny",
+    set={},
+    grid={"model.slide_window": (3, 5, 7)},
     seeds=(0,),
   ),
 }

@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al. 2020): a few operations on an image, at random.
 
-Two policies say which operations there are and what a magnitude means. All
+Three policies say which operations there are and what a magnitude means. All
 choices follow from a seed; no random state is kept.
 
 Every pass over the pixels takes time, and so does every node of TensorFlow's
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from halonet.data import randaugment_bicubic as bicubic
 from halonet.data import randaugment_operations as do
 from halonet.data.runtime import tf
 
@@ -32,7 +33,7 @@ def randaugment(
   magnitude: float,
   magnitude_std: float,
 ) -> tf.Tensor:
-  """Applies `layers` operations, each drawn uniformly from the policy's.
+  """Applies `layers` operations, each drawn from the policy's.
 
   Args:
     image: uint8, or float32 of 0 … 255, `[height, width, 3]`.
@@ -75,10 +76,11 @@ def draw(
     Their indices in the policy's operations, int32 `[layers]`, and their
     arguments, float32 `[layers]`.
   """
-  operations, most, whole, dtype = POLICIES[policy]
+  operations, numbers, most, whole, dtype = POLICIES[policy]
   seeds = tf.random.experimental.stateless_split(seed, 2)
   drawn = tf.random.stateless_uniform([2, layers], seeds[0])
-  choices = tf.cast(drawn[0] * len(operations), tf.int32)
+  choices = tf.cast(drawn[0] * numbers, tf.int32)
+  choices = tf.minimum(choices, len(operations) - 1)
   strengths = tf.fill([layers], tf.constant(magnitude / FULL_MAGNITUDE, dtype))
   if magnitude_std:
     noise = tf.random.stateless_normal([layers], seeds[1])
@@ -185,12 +187,40 @@ TPU_OPERATIONS: dict[str, Operation] = {
   "solarize_add": (do.solarize_add, 0, 110, 110),
 }
 
+# The 15 operations of timm's "rand-m9-mstd0.5-inc1", by which Swin and
+# Slide-Transformer are trained; "inc" is for increasing: all of them change
+# more as the magnitude grows. Each has a probability of 1/2, or nothing is done
+# in its place. Geometric operations interpolate as the crops of that training.
+TIMM_OPERATIONS: dict[str, Operation] = {
+  "autocontrast": (do.autocontrast, 0, 0, 0),
+  "equalize": (do.equalize, 0, 0, 0),
+  "invert": (do.invert, 0, 0, 0),
+  "rotate": (bicubic.rotate, 0, 30, -30),
+  "posterize": (do.drop_bits, 4, 8, 8),
+  "solarize": (
+    lambda pixels, lower: do.solarize(pixels, 256 - lower),
+    *(0, 256, 256),
+  ),
+  "solarize_add": (do.solarize_add, 0, 110, 110),
+  "color": (do.color, 1, 1.9, 0.1),
+  "contrast": (do.contrast, 1, 1.9, 0.1),
+  "brightness": (do.brightness, 1, 1.9, 0.1),
+  "sharpness": (do.sharpness, 1, 1.9, 0.1),
+  "shear_x": (bicubic.shear_x, 0, 0.3, -0.3),
+  "shear_y": (bicubic.shear_y, 0, 0.3, -0.3),
+  "translate_x": (bicubic.translate_x, 0, 0.45, -0.45),
+  "translate_y": (bicubic.translate_y, 0, 0.45, -0.45),
+  "identity": (lambda pixels, _: tf.identity(pixels), 0, 0, 0),
+}
+
 
 class Policy(NamedTuple):
   """What RandAugment chooses from.
 
   Attributes:
     operations: by name.
+    numbers: count of the numbers of which one is drawn, each as probable as any
+      other. The last operation has those that remain.
     most: greatest magnitude; noise does not lead beyond it.
     whole: names of operations whose argument is rounded down.
     dtype: type in which arguments are computed. float64 rounds down as the
@@ -198,17 +228,26 @@ class Policy(NamedTuple):
   """
 
   operations: dict[str, Operation]
+  numbers: int
   most: float
   whole: tuple[str, ...]
   dtype: Any
 
 
 POLICIES = {
-  "autoaugment": Policy(OPERATIONS, FULL_MAGNITUDE, (), np.float32),
+  "autoaugment": Policy(OPERATIONS, 14, FULL_MAGNITUDE, (), np.float32),
   "tpu": Policy(
     TPU_OPERATIONS,
+    16,
     math.inf,
     ("posterize", "solarize", "cutout", "solarize_add"),
+    np.float64,
+  ),
+  "timm": Policy(
+    TIMM_OPERATIONS,
+    30,
+    FULL_MAGNITUDE,
+    ("posterize", "solarize", "solarize_add"),
     np.float64,
   ),
 }

@@ -31,7 +31,7 @@ def join(levels: Iterable[tf.Tensor]) -> tf.Tensor:
   )
 
 
-def _split(pixels):
+def split(pixels: tf.Tensor) -> list[tf.Tensor]:
   """Returns the levels of red, green and blue, int32 `[height, width]`."""
   return [
     tf.bitwise.bitwise_and(tf.bitwise.right_shift(pixels, shift), 255)
@@ -59,7 +59,7 @@ def autocontrast(pixels: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
     stretched = tf.where(high > low, product - offset, levels)
     return tf.cast(tf.minimum(stretched, 255.0), tf.int32)
 
-  return _look_up(pixels, tf.stack(list(map(table, _split(pixels)))))
+  return _look_up(pixels, tf.stack(list(map(table, split(pixels)))))
 
 
 def equalize(pixels: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
@@ -68,7 +68,7 @@ def equalize(pixels: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
   counts = tf.stack(
     [
       tf.math.unsorted_segment_sum(tf.ones_like(level), level, 256)
-      for level in _split(pixels)
+      for level in split(pixels)
     ]
   )
   # A matrix product is XLA's fastest cumulative sum, and exact in float32 up to
@@ -88,7 +88,7 @@ def _look_up(pixels, tables):
   # Tables are increasing, so sorting changes nothing; but XLA would compute an
   # unsorted one anew for each pixel.
   tables = tf.sort(tables, axis=1)
-  return join(map(tf.gather, tf.unstack(tables), _split(pixels)))
+  return join(map(tf.gather, tf.unstack(tables), split(pixels)))
 
 
 # ------------------------------------------------------------ levels and blends
@@ -98,7 +98,7 @@ def solarize(pixels: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
   """Inverts levels of at least `threshold`, 0 … 256; `ImageOps.solarize`."""
   return join(
     tf.where(tf.cast(level, tf.float32) < threshold, level, 255 - level)
-    for level in _split(pixels)
+    for level in split(pixels)
   )
 
 
@@ -107,7 +107,7 @@ def solarize_add(pixels: tf.Tensor, addition: tf.Tensor) -> tf.Tensor:
   addition = tf.cast(addition, tf.int32)
   return join(
     tf.where(level < 128, tf.minimum(level + addition, 255), level)
-    for level in _split(pixels)
+    for level in split(pixels)
   )
 
 
@@ -121,8 +121,13 @@ def posterize(pixels: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 
   It keeps one bit for less, and all eight for more.
   """
-  bits = tf.cast(tf.clip_by_value(tf.round(bits), 1.0, 8.0), tf.int32)
-  mask = 256 - tf.bitwise.left_shift(1, 8 - bits)
+  bits = tf.clip_by_value(tf.round(bits), 1.0, 8.0)
+  return drop_bits(pixels, 8 - bits)
+
+
+def drop_bits(pixels: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+  """Zeroes a level's lower `bits`, a whole number; all eight leave black."""
+  mask = 256 - tf.bitwise.left_shift(1, tf.cast(bits, tf.int32))
   return tf.bitwise.bitwise_and(pixels, join([mask] * 3))
 
 
@@ -154,7 +159,7 @@ def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     # The central pixel weighs 5, its neighbours 1; rounded to nearest.
     return (2 * (box + 4 * level[1:-1, 1:-1]) + 13) // 26
 
-  inner = _blend(map(smooth, _split(pixels)), centre, factor)
+  inner = _blend(map(smooth, split(pixels)), centre, factor)
   # The outermost pixels stay.
   rows = pixels[1:-1]
   inner = tf.concat([rows[:, :1], inner, rows[:, 1:][:, -1:]], 1)
@@ -162,7 +167,7 @@ def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def _luma(pixels):
-  weighted = map(tf.multiply, _split(pixels), _LUMA)
+  weighted = map(tf.multiply, split(pixels), _LUMA)
   return tf.bitwise.right_shift(sum(weighted) + 0x8000, 16)
 
 
@@ -180,7 +185,7 @@ def _blend(bases, pixels, factor):
     change = tf.clip_by_value(change, -base, 255.0 - base)
     return tf.cast(base + change, tf.int32)
 
-  return join(map(blend, bases, _split(pixels)))
+  return join(map(blend, bases, split(pixels)))
 
 
 # -------------------------------------------------------------------- geometry

@@ -102,14 +102,15 @@ FIELDS = {
   ),
   "data.randaugment_policy": Field(
     "autoaugment",
-    "RandAugment's operations: the paper's 14 in AutoAugment's ranges, or the"
-    " 16 of the TPU reference models.",
-    choices=("autoaugment", "tpu"),
+    "RandAugment's operations: the paper's 14 in AutoAugment's ranges, the 16"
+    " of the TPU reference models, or timm's 15, each skipped half of the"
+    " time.",
+    choices=("autoaugment", "tpu", "timm"),
   ),
   "data.randaugment_magnitude": Field(
     10.0,
-    "Magnitude of RandAugment's operations; at most 10 with the policy"
-    " autoaugment.",
+    "Magnitude of RandAugment's operations; at most 10 unless the policy is"
+    " tpu.",
     least=0,
     most=100,  # The scale's full strength is 10; models are published up to 31.
   ),
@@ -242,7 +243,7 @@ DURATIONS = tuple(
 def check_randaugment(data: ml_collections.ConfigDict) -> None:
   """Raises UsageError if the magnitude is none of the policy's."""
   magnitude, policy = data.randaugment_magnitude, data.randaugment_policy
-  if policy == "autoaugment" and magnitude > 10:
+  if policy != "tpu" and magnitude > 10:
     raise UsageError(
       f"config.data.randaugment_magnitude is {magnitude}; it must be at"
       " most 10, or config.data.randaugment_policy must be tpu"

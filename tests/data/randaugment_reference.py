@@ -6,6 +6,7 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
 GREY = (128, 128, 128)
+MEAN = (124, 116, 104)  # round(255 · mean) of ImageNet.
 
 
 def photographs():
@@ -21,7 +22,7 @@ def photographs():
   }
 
 
-def affine(matrix):
+def affine(matrix, resample=Image.Resampling.NEAREST, fill=GREY):
   """Pillow's transform by the matrix that an image and an argument give."""
 
   def transform(image, argument):
@@ -29,8 +30,8 @@ def affine(matrix):
       image.size,
       Image.Transform.AFFINE,
       matrix(image, argument),
-      Image.Resampling.NEAREST,
-      fillcolor=GREY,
+      resample,
+      fillcolor=fill,
     )
 
   return transform
@@ -81,6 +82,34 @@ def cutout(image, reach, place):
 
 
 TPU_REFERENCES["solarize_add"] = solarize_add
+
+
+def bicubic(matrix):
+  return affine(matrix, Image.Resampling.BICUBIC, MEAN)
+
+
+def drop_bits(image, bits):
+  """What Pillow's posterize gave for 8 − bits when it still took 0."""
+  kept = [level & ~(2 ** int(bits) - 1) for level in range(256)]
+  return image.point(kept * 3)
+
+
+TIMM_REFERENCES = TPU_REFERENCES | {
+  "posterize": drop_bits,
+  "solarize": lambda image, lower: ImageOps.solarize(image, 256 - lower),
+  "rotate": lambda image, degrees: image.rotate(
+    degrees, Image.Resampling.BICUBIC, fillcolor=MEAN
+  ),
+  "shear_x": bicubic(lambda image, factor: (1, factor, 0, 0, 1, 0)),
+  "shear_y": bicubic(lambda image, factor: (1, 0, 0, factor, 1, 0)),
+  "translate_x": bicubic(lambda i, share: (1, 0, share * i.width, 0, 1, 0)),
+  "translate_y": bicubic(lambda i, share: (1, 0, 0, 0, 1, share * i.height)),
+}
+REFERENCES_OF = {
+  "autoaugment": REFERENCES,
+  "tpu": TPU_REFERENCES,
+  "timm": TIMM_REFERENCES,
+}
 
 
 def seeds(count):

@@ -24,6 +24,7 @@ from halonet.training.workdir import Workdir
 from tests.conftest import arguments, losses
 from tests.data.randaugment_reference import (
   REFERENCES,
+  TIMM_REFERENCES,
   TPU_REFERENCES,
   cutout,
   photographs,
@@ -215,6 +216,59 @@ def test_tpu_noise_is_cut_at_zero_alone():
   assert 0.4 < (low == 0).mean() < 0.6 and low.max() > 1.5
 
 
+# ---------------------------------------------------------- the policy "timm"
+
+# What timm calls rand-m9-mstd0.5-inc1.
+RECIPE = dict(policy="timm", layers=2, magnitude=9.0, magnitude_std=0.5)
+
+
+def test_timm_applies_each_operation_with_a_probability_of_one_half():
+  number, value = draw(4500, **RECIPE)
+  names = list(lib.TIMM_OPERATIONS)
+  assert len(names) == 16 and names[-1] == "identity"
+  for layer in range(2):
+    counts = np.bincount(number[:, layer], minlength=16)
+    # Half of 4500 and six standard deviations; 150 of each other one.
+    assert abs(counts[15] - 2250) < 6 * 1125**0.5
+    assert counts.shape == (16,) and abs(counts[:15] - 150).max() < 6 * 150**0.5
+  # Layers are independent: in a quarter of the images nothing is applied.
+  nothing = (number == 15).all(1).sum()
+  assert abs(nothing - 1125) < 6 * (4500 * 3 / 16) ** 0.5
+  for name in ("rotate", "color", "shear_x", "shear_y", "translate_x"):
+    chosen = value[number == names.index(name)] - (name == "color")
+    # 300 fair coins: the mean's standard deviation is 0.06.
+    assert abs(np.sign(chosen).mean()) < 0.36
+
+
+def test_timm_draws_a_magnitude_for_each_operation():
+  number, value = draw(9000, **RECIPE)
+  names = list(lib.TIMM_OPERATIONS)
+  magnitudes = abs(value[number == names.index("rotate")]) / 3
+  assert np.median(magnitudes) == pytest.approx(9, abs=0.15)
+  # In a standard normal, 16 % lie below -1; 2.3 % above 2 are cut to 10.
+  assert np.quantile(magnitudes, 0.16) == pytest.approx(8.5, abs=0.15)
+  assert magnitudes.max() == pytest.approx(10)
+  assert 0.003 < (magnitudes > 9.9999).mean() < 0.06
+  # Of eight bits, 7 go from 7.5 on, and all at 10.
+  dropped = value[number == names.index("posterize")]
+  assert set(dropped) <= {6, 7, 8} and {7, 8} <= set(dropped)
+
+
+def test_timm_flips_and_then_applies_what_is_drawn():
+  image = photographs()["odd"]
+  names = list(lib.TIMM_OPERATIONS)
+  seen = set()
+  for seed, actual in enumerate(augment(image, 120, **RECIPE)):
+    expected = Image.fromarray(image[:, ::-1] if seed % 2 == 1 else image)
+    drawn = lib.draw(tf.constant([seed, 7]), **RECIPE)
+    for number, value in zip(*drawn, strict=True):
+      result = TIMM_REFERENCES[names[number]](expected, float(value))
+      expected = Image.fromarray(np.asarray(result))
+      seen.add(names[number])
+    np.testing.assert_array_equal(actual, np.asarray(expected), f"{drawn}")
+  assert seen == set(names)
+
+
 @pytest.fixture
 def train_digits(run_main, data_dir, tmp_path):
   """Returns a function that trains with RandAugment: parameters and losses."""
@@ -264,8 +318,11 @@ def test_a_magnitude_above_10_needs_the_policy_that_has_it(small_config):
     "config.data.randaugment_magnitude is 10.5; it must be at most 10, or"
     " config.data.randaugment_policy must be tpu"
   )
-  with pytest.raises(UsageError, match=message):
-    small_config("data.randaugment_magnitude=10.5")
+  for policy in ("autoaugment", "timm"):
+    with pytest.raises(UsageError, match=message):
+      small_config(
+        "data.randaugment_magnitude=10.5", f"data.randaugment_policy={policy}"
+      )
   data = small_config(
     "data.randaugment_magnitude=31", "data.randaugment_policy=tpu"
   ).data

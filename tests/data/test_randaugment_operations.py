@@ -8,12 +8,13 @@ from PIL import Image
 from halonet.data import randaugment as lib
 from tests.data.randaugment_reference import (
   REFERENCES,
-  TPU_REFERENCES,
+  REFERENCES_OF,
   cutout,
   photographs,
 )
 from tests.data.test_randaugment import draw
 
+TIMM_MAGNITUDES = (0.0, 0.1, 2.4, 5.0, 7.3, 9.0, 9.61, 10.0)
 MAGNITUDES = (0.0, 0.1, 2.4, 5.0, 7.3, 10.0, 17.0, 20.0, 24.0, 30.0, 31.0)
 
 
@@ -108,6 +109,28 @@ def tpu_arguments(name, magnitude):
       return {level * 100, -level * 100}
 
 
+def timm_arguments(name, magnitude):
+  """What timm makes of a magnitude in "inc1", with both signs if random."""
+  level = magnitude / 10
+  match name:
+    case "autocontrast" | "equalize" | "invert" | "identity":
+      return {0.0}
+    case "color" | "contrast" | "brightness" | "sharpness":
+      return {max(0.1, 1 + level * 0.9), max(0.1, 1 - level * 0.9)}
+    case "posterize":
+      return {8.0 - (4 - int(level * 4))}  # Bits that are not kept.
+    case "solarize":
+      return {256.0 - (256 - min(256, int(level * 256)))}  # Below 256.
+    case "solarize_add":
+      return {float(min(128, int(level * 110)))}
+    case "rotate":
+      return {level * 30, -level * 30}
+    case "shear_x" | "shear_y":
+      return {level * 0.3, -level * 0.3}
+    case "translate_x" | "translate_y":
+      return {level * 0.45, -level * 0.45}
+
+
 def shapes():
   """Images to transform: square and not, down to single pixels."""
   images = photographs()
@@ -124,10 +147,20 @@ def shapes():
 PLACES = np.array([(0, 0), (1 - 2**-24, 1 - 2**-24), (0.3, 0.71)], np.float32)
 
 
-@pytest.mark.parametrize("name", lib.TPU_OPERATIONS)
-def test_tpu_operation_equals_its_reference(name):
-  number = list(lib.TPU_OPERATIONS).index(name)
-  values = {x for m in MAGNITUDES for x in tpu_arguments(name, m)}
+@pytest.mark.parametrize(
+  "policy, name",
+  [
+    (policy, name)
+    for policy in ("tpu", "timm")
+    for name in lib.POLICIES[policy].operations
+  ],
+)
+def test_operation_equals_its_reference(policy, name):
+  number = list(lib.POLICIES[policy].operations).index(name)
+  if policy == "tpu":
+    values = {x for m in MAGNITUDES for x in tpu_arguments(name, m)}
+  else:
+    values = {x for m in TIMM_MAGNITUDES for x in timm_arguments(name, m)}
   cases = [
     (image, np.float32(value), place)
     for image in shapes()
@@ -148,7 +181,7 @@ def test_tpu_operation_equals_its_reference(name):
       tf.constant([number]),
       value[None],
       place[None],
-      policy="tpu",
+      policy=policy,
     )
   )
   for case, actual in zip(cases, stream.as_numpy_iterator(), strict=True):
@@ -156,23 +189,28 @@ def test_tpu_operation_equals_its_reference(name):
     if name == "cutout":
       expected = cutout(image, value, place.tolist())
     else:
-      expected = TPU_REFERENCES[name](Image.fromarray(image), float(value))
+      reference = REFERENCES_OF[policy][name]
+      expected = reference(Image.fromarray(image), float(value))
     message = f"{name} {value} at {place} of {image.shape}"
     np.testing.assert_array_equal(actual, np.asarray(expected), message)
 
 
-@pytest.mark.parametrize("magnitude", MAGNITUDES)
-def test_tpu_arguments_are_those_of_the_published_code(magnitude):
+@pytest.mark.parametrize(
+  "policy, magnitude",
+  [
+    *(("tpu", magnitude) for magnitude in MAGNITUDES),
+    *(("timm", magnitude) for magnitude in TIMM_MAGNITUDES),
+  ],
+)
+def test_arguments_are_those_of_the_published_code(policy, magnitude):
   options = dict(layers=2, magnitude=magnitude, magnitude_std=0.0)
-  number, value = draw(600, policy="tpu", **options)
-  found = {
-    name: set(value[number == index])
-    for index, name in enumerate(lib.TPU_OPERATIONS)
-  }
-  # Signs that are random are both found: each 37 times on average.
+  number, value = draw(600, policy=policy, **options)
+  names = list(lib.POLICIES[policy].operations)
+  found = {name: set(value[number == i]) for i, name in enumerate(names)}
+  # Signs that are random are both found: each 18 times on average, or more.
+  arguments = {"tpu": tpu_arguments, "timm": timm_arguments}[policy]
   assert found == {
-    name: {np.float32(x) for x in tpu_arguments(name, magnitude)}
-    for name in lib.TPU_OPERATIONS
+    name: {np.float32(x) for x in arguments(name, magnitude)} for name in names
   }
 
 

@@ -58,6 +58,25 @@ def test_decay_is_for_kernels_alone():
   assert spared == {"scale", "bias", "relative_height", "relative_width"}
 
 
+@pytest.mark.parametrize(
+  "name, tables",
+  [
+    ("slide_swin_tiny", {"offset_table", "fixed_bias", "relative_bias"}),
+    ("slide_pvt_tiny", {"offset_table", "class_token", "stage1_positions"}),
+  ],
+)
+def test_decay_spares_tables_positions_and_tokens(name, tables):
+  model = halonet.create_model(name)
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+  )
+  mask = optimizer_lib.is_decayed(variables["params"])
+  decayed = {path[-1].key for path, is_decayed in leaves(mask) if is_decayed}
+  spared = {path[-1].key for path, is_decayed in leaves(mask) if not is_decayed}
+  assert decayed == {"kernel"}
+  assert spared >= {"scale", "bias"} | tables
+
+
 def leaves(tree):
   return jax.tree_util.tree_leaves_with_path(tree)
 
