@@ -80,7 +80,8 @@ def draw(
   seeds = tf.random.experimental.stateless_split(seed, 2)
   drawn = tf.random.stateless_uniform([2, layers], seeds[0])
   choices = tf.cast(drawn[0] * numbers, tf.int32)
-  choices = tf.minimum(choices, len(operations) - 1)
+  if numbers > len(operations):
+    choices = tf.minimum(choices, len(operations) - 1)
   strengths = tf.fill([layers], tf.constant(magnitude / FULL_MAGNITUDE, dtype))
   if magnitude_std:
     noise = tf.random.stateless_normal([layers], seeds[1])
