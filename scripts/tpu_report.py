@@ -46,11 +46,11 @@ SLICES = ("v5e:4x4", "v3:4x4", "v6e:4x4", "v4:2x2x4", "v5p:2x2x2")
 ATTENTIONS = {
   "slide_swin_tiny": ("slide_swin_tiny", ()),
   "swin_tiny": ("swin_tiny", ()),
-  "swin_tiny with blocks of 4 and halos of 1": (
+  "swin_tiny with blocks of 5 and halos of 1": (
     "swin_tiny",
     (
       "model.operators=('halo','halo','window')",
-      "model.block_size=4",
+      "model.block_size=5",
       "model.halo_size=1",
     ),
   ),
