@@ -171,9 +171,7 @@ def _slices(query, key, value, kernel, key_bias, value_kernel, value_bias):
   return output
 
 
-def _products(
-  query, key, value, kernel, key_bias, value_kernel, value_bias, *, together=1
-):
+def _products(query, key, value, kernel, key_bias, value_kernel, value_bias):
   """Multiplies by the kernel what has been reduced to one pixel of the window.
 
   The shifts themselves are never made. As the logits are linear in the shifts,
@@ -181,71 +179,99 @@ def _products(
     q · k_i = Σ_p Σ_c (q_c k_c(p)) W_pci + Σ_c q_c b_ci
 
   is a product of matrices for each pixel p of the window, and likewise Σ_i a_i
-  v_i. The channels of `together` heads stay side by side: their matrix has the
-  kernel once per head, in blocks on its diagonal.
+  v_i.
   """
-  shape, size = query.shape, kernel.shape[0]
   wide = jnp.promote_types(query.dtype, jnp.float32)
-  query, key, value = (
-    x.reshape(*shape[:3], -1, together * shape[4]) for x in (query, key, value)
-  )
-
   with jax.named_scope("logits"):
-    bias = key_bias.reshape(-1, together, *key_bias.shape[1:]).astype(wide)
-    bias = _blocks(bias, together)
-    logits = jnp.einsum("bhwgc,gcni->bhwgni", query.astype(wide), bias)
-    for pixel, matrix in zip(
-      _pixels(key, size), _matrices(kernel, together), strict=True
-    ):
-      logits += jnp.einsum(
-        "bhwgc,cni->bhwgni",
-        query * pixel,
-        matrix,
-        preferred_element_type=wide,
-      )
+    logits = jnp.einsum(
+      "bhwnd,ndi->bhwni", query.astype(wide), key_bias.astype(wide)
+    )
+    logits = _add_products(logits, query, key, kernel)
   with jax.named_scope("softmax"):
     weights = nn.softmax(logits).astype(value.dtype)
-
-  def mix(matrix):
-    return jnp.einsum("bhwgni,cni->bhwgc", weights, matrix).astype(wide)
-
   with jax.named_scope("values"):
-    output = mix(_blocks(value_bias, together))
-    for pixel, matrix in zip(
-      _pixels(value, size), _matrices(value_kernel, together), strict=True
-    ):
-      output += pixel.astype(wide) * mix(matrix)
-  return output.reshape(shape)
+    return _mix(weights, value, value_kernel, value_bias)
+
+
+def _side_by_side(query, key, value, *parameters):
+  """Computes `_products` of all heads together, for wide matrix units.
+
+  The channels of all heads stay side by side: the matrices have the kernel
+  once per head, in blocks on their diagonal.
+  """
+  shape = query.shape
+  heads, shifts = shape[3], parameters[0].shape[-1]
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  query, key, value = (x.reshape(*shape[:3], -1) for x in (query, key, value))
+  kernel, key_bias, value_kernel, value_bias = (
+    _blocks(x, heads) for x in parameters
+  )
+  with jax.named_scope("logits"):
+    logits = jnp.einsum(
+      "bhwc,ci->bhwi", query.astype(wide), key_bias.astype(wide)
+    )
+    logits = _add_products(logits, query, key, kernel)
+  with jax.named_scope("softmax"):
+    # With pixels last: vectors of a TPU would hold only the shifts of a head.
+    weights = logits.reshape(-1, heads, shifts)
+    weights = nn.softmax(jnp.moveaxis(weights, 0, -1), axis=1)
+    weights = jnp.moveaxis(weights, -1, 0).astype(value.dtype)
+    weights = weights.reshape(logits.shape)
+  with jax.named_scope("values"):
+    return _mix(weights, value, value_kernel, value_bias).reshape(shape)
+
+
+def _add_products(logits, query, key, kernel):
+  """Adds Σ_p (q k(p)) W_p, for maps of any dimensions between width and
+  channels."""
+  for pixel, matrix in _window(key, kernel):
+    logits += jnp.einsum(
+      "...c,ci->...i",
+      query * pixel,
+      matrix,
+      preferred_element_type=logits.dtype,
+    )
+  return logits
+
+
+def _mix(weights, value, kernel, bias):
+  """Returns Σ_p v(p) (a W_pᵀ) + a bᵀ, for maps as `_add_products`."""
+  wide = jnp.promote_types(weights.dtype, jnp.float32)
+
+  def times(matrix):
+    # A sum in the wide type is made where the product is.
+    return jnp.einsum(
+      "...i,ci->...c", weights, matrix, preferred_element_type=wide
+    )
+
+  output = times(bias)
+  for pixel, matrix in _window(value, kernel):
+    output += pixel.astype(wide) * times(matrix)
+  return output
+
+
+def _window(x, kernel):
+  """Yields the map and the kernel's matrix for each pixel of a window."""
+  matrices = kernel.reshape(-1, *kernel.shape[2:])
+  return zip(_pixels(x, kernel.shape[0]), matrices, strict=True)
 
 
 def _pixels(x, size):
   """Yields the map as seen at each pixel of a window."""
   height, width = x.shape[1:3]
   border = size // 2, size // 2
-  x = jnp.pad(x, ((0, 0), border, border, (0, 0), (0, 0)))
+  x = jnp.pad(x, ((0, 0), border, border, *[(0, 0)] * (x.ndim - 3)))
   for row, col in np.ndindex(size, size):
     yield x[:, row : row + height, col : col + width]
 
 
-def _matrices(kernel, heads):
-  """Yields the kernel's part for each pixel of a window, as `_blocks`."""
-  for row, col in np.ndindex(*kernel.shape[:2]):
-    yield _blocks(kernel[row, col], heads)
-
-
 def _blocks(x, heads):
-  """Puts blocks on the diagonal: `[..., (heads,) d, shifts]` → `[..., heads ·
-  d, heads, shifts]`."""
-  blocks = jnp.eye(heads, dtype=x.dtype)[:, None, :, None]
-  if x.ndim == 2:
-    x = x[None]
-  blocks = blocks * x[..., None, :]
-  return blocks.reshape(*x.shape[:-3], -1, heads, x.shape[-1])
-
-
-def _side_by_side(query, *arrays):
-  """Computes `_products` of all heads together, for wide matrix units."""
-  return _products(query, *arrays, together=query.shape[3])
+  """Puts blocks on the diagonal: `[..., d, shifts]` → `[..., heads · d, heads ·
+  shifts]`, where the biases of keys have a block for each head already."""
+  if x.ndim != 3:
+    x = jnp.stack([x] * heads, axis=-3)
+  blocks = jnp.eye(heads, dtype=x.dtype)[:, None, :, None] * x[..., None, :]
+  return blocks.reshape(*x.shape[:-3], heads * x.shape[-2], -1)
 
 
 def _convolution(query, key, value, kernel, key_bias, value_kernel, value_bias):
