@@ -49,6 +49,12 @@ def main() -> None:
   parser.add_argument("--topology", metavar="GENERATION:SHAPE")
   command.add_output(parser, "--json")
   arguments = parser.parse_args()
+  from halonet.ops.shifted import check_window  # Heavy: after --help.
+
+  try:
+    check_window(arguments.window, "--window")
+  except ValueError as error:
+    raise UsageError(str(error)) from None
   names = implementations(arguments)
   if arguments.topology:
     rows = estimate(arguments, names)
@@ -67,14 +73,19 @@ def implementations(arguments) -> list[str]:
   from halonet.ops.shifted import IMPLEMENTATIONS
 
   known = [name for name in reversed(IMPLEMENTATIONS) if name != "auto"]
-  if not arguments.fixed:
-    known.remove("slices")
-  for name in arguments.implementation or ():
+  asked = arguments.implementation or ()
+  for name in asked:
     if name not in known:
       raise UsageError(
         f"--implementation: {unknown('implementation', name, known)}"
       )
-  return arguments.implementation or known
+  if not arguments.fixed:
+    known.remove("slices")
+    if "slices" in asked:
+      raise UsageError(
+        "--implementation=slices serves fixed shifts alone; add --fixed"
+      )
+  return asked or known
 
 
 def functions(arguments, names):

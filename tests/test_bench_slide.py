@@ -28,8 +28,16 @@ def test_it_compares_implementations(monkeypatch, run_main, words, names):
   assert rows == list(itertools.product(("forward", "with gradients"), names))
 
 
-def test_an_implementation_that_is_none(monkeypatch, run_main):
+@pytest.mark.parametrize(
+  "option, words",
+  [
+    ("--implementation=slice", "did you mean slices"),
+    ("--implementation=slices", "add --fixed"),
+    ("--window=4", "--window is 4; it must be odd"),
+  ],
+)
+def test_slips(monkeypatch, run_main, option, words):
   monkeypatch.syspath_prepend(str(SCRIPTS))
   bench = importlib.import_module("bench_slide")
-  code, _, complaint = run_main(bench.main, "--implementation=slices")
-  assert code == 2 and "there is no implementation slices" in complaint
+  code, _, complaint = run_main(bench.main, option)
+  assert code == 2 and words in complaint

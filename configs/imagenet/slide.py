@@ -33,9 +33,11 @@ with few changes, and the rest is our choice. Hosts have the same recipe, so
 that a difference is that of the attention. PVT's own differs in five epochs of
 warm-up, no clipping and repeated augmentation.
 
-The code begins the warm-up at 1/1000 of the peak, not at 0, mixes all pairs of
-a batch alike, and squeezes test images into a square before it crops them.
-Here every pair is mixed in its own way, and the crop is of the central square.
+The code begins the warm-up at 1/1000 of the peak, not at 0, and counts it as
+part of the cosine, which goes on at 0.989 of the peak. It mixes all pairs of a
+batch alike, resizes crops bicubically, and squeezes test images into a square
+before it crops them. Here every pair is mixed in its own way, and the crop is of
+the central square. docs/departures.md has what all recipes here share.
 """
 
 import ml_collections
@@ -83,7 +85,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         mixup=0.8,
         cutmix=1.0,
         crop_fraction=0.875,  # Code.
-        interpolation="bicubic",  # Code.
+        interpolation="bicubic",  # Code; of test images.
         image_dtype="bfloat16",  # Our choice.
       ),
       optimizer=dict(

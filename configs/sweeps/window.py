@@ -38,16 +38,17 @@ A sweep's file holds
 
 from typing import Any
 
+# The accuracy is not that of the whole training.
+_SHORT = {
+  "steps": 150,
+  "eval_every": 150,
+  "checkpoint_every": 50,
+  "log_every": 25,
+}
 _WINDOW = {
   "digits": dict(
     base="configs/digits.py",
-    # Short: the accuracy is not that of the whole training.
-    set={
-      "steps": 150,
-      "eval_every": 150,
-      "checkpoint_every": 50,
-      "log_every": 25,
-    },
+    set=_SHORT,
     grid={"model.block_size": (2, 4), "model.halo_size": (0, 1)},
     seeds=(0,),
   ),
@@ -59,12 +60,7 @@ _WINDOW = {
   ),
   "sasa": dict(
     base="configs/digits.py:sasa",
-    set={
-      "steps": 150,
-      "eval_every": 150,
-      "checkpoint_every": 50,
-      "log_every": 25,
-    },
+    set=_SHORT,
     grid={"model.window_size": (3, 5, 7)},
     seeds=(0,),
   ),
@@ -76,12 +72,7 @@ _WINDOW = {
   ),
   "slide": dict(
     base="configs/digits.py:slide",
-    set={
-      "steps": 150,
-      "eval_every": 150,
-      "checkpoint_every": 50,
-      "log_every": 25,
-    },
+    set=_SHORT,
     grid={"model.slide_window": (3, 5, 7)},
     seeds=(0,),
   ),

@@ -74,8 +74,8 @@ class Operator:
     """
     raise NotImplementedError
 
-  def window(self) -> int | None:
-    """Returns the side in pixels of the square that a query may see.
+  def window(self, block: Site) -> int | None:
+    """Returns the side in pixels of the square that a block's queries may see.
 
     None means that it is not attention, or that it sees the whole map.
     """

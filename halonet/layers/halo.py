@@ -200,7 +200,7 @@ class Blocked(Attention):
     choices=BLOCKED_IMPLEMENTATIONS,
   )
 
-  def window(self) -> int:
+  def window(self, block: Site) -> int:
     return self.block_size + 2 * self.halo_size
 
   @property

@@ -101,7 +101,7 @@ class Lambda(Attention):
     16, "Width of a head's queries, and of the keys.", least=1, most=MOST_WIDTH
   )
 
-  def window(self) -> int:
+  def window(self, block: Site) -> int:
     return self.lambda_window
 
   def widths(self, block: Site) -> tuple[int, int]:

@@ -127,7 +127,7 @@ class PerPixel(Valued):
     choices=(*BLOCKED_IMPLEMENTATIONS, "direct"),
   )
 
-  def window(self) -> int:
+  def window(self, block: Site) -> int:
     return self.window_size
 
   def check(self, block: Site) -> None:

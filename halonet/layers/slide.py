@@ -31,7 +31,7 @@ from halonet.layers.base import (
 from halonet.ops.arguments import check_count
 from halonet.ops.shifted import check_window, fixed_shifts, slide_attention
 
-KINDS = ("deformed", "fixed", "merged")
+SHIFTS = ("deformed", "fixed", "merged")
 INITS = ("uniform", "zeros")
 
 
@@ -82,7 +82,7 @@ class SlideAttention(nn.Module):
     check_map(x)
     check_window(self.window_size)
     check_count("stride", self.stride)
-    _check_choice("shifts", self.shifts, KINDS)
+    _check_choice("shifts", self.shifts, SHIFTS)
     _check_choice("shift_init", self.shift_init, INITS)
     width = _reduced(x.shape[-1], self.reduction)
     check_heads(self.heads, width, width, half_tables=False)
@@ -97,15 +97,13 @@ class SlideAttention(nn.Module):
     table = self.param("offset_table", LINEAR_INIT, (self.heads, shifts))
     bias = None
     if self.fixed_bias and self.shifts != "merged":
-      bias = self.param("fixed_bias", self._bias_init(), (head_dim, shifts))
+      init = _uniform(1 / self.window_size, self.shift_init)
+      bias = self.param("fixed_bias", init, (head_dim, shifts))
     kernels = self._kernels(head_dim, bias)
     output = slide_attention(
       query, key, value, table=table, window_size=self.window_size, **kernels
     )
     return average_pool(merge_heads(output), self.stride)
-
-  def _bias_init(self):
-    return _uniform(1 / self.window_size, self.shift_init)
 
   def _kernels(self, head_dim, bias):
     """Returns the kernels and biases of `slide_attention`."""
@@ -119,7 +117,7 @@ class SlideAttention(nn.Module):
       shift = Shift(
         self.window_size,
         head_dim,
-        start=self.shift_init,
+        shift_init=self.shift_init,
         around=merged,
         name=name if merged else f"deformed_{name}",
       )
@@ -140,13 +138,13 @@ class Shift(nn.Module):
   Attributes:
     window_size: side of the window in pixels.
     head_dim: channels of a head.
-    start: see `SlideAttention.shift_init`.
+    shift_init: see `SlideAttention`.
     around: whether the kernel starts about the fixed shifts instead of zero.
   """
 
   window_size: int
   head_dim: int
-  start: str
+  shift_init: str
   around: bool
 
   @nn.compact
@@ -155,7 +153,7 @@ class Shift(nn.Module):
   ) -> tuple[Float[Array, "window window d shifts"], Float[Array, "d shifts"]]:
     """Returns kernel and bias, as `slide_attention` takes them."""
     size, dim = self.window_size, self.head_dim
-    init = _uniform(1 / size, self.start)
+    init = _uniform(1 / size, self.shift_init)
 
     def kernel_init(key, shape):
       kernel = init(key, shape)
@@ -237,14 +235,17 @@ class Slide(Attention):
     "deformed",
     "Shifts of slide attention: deformed, with a learned kernel beside the"
     " fixed one; fixed alone; or merged, one kernel for both.",
-    choices=KINDS,
+    choices=SHIFTS,
   )
   slide_shared_shifts: bool = field(
-    True, "Whether keys and values share the learned kernel of their shifts."
+    True,
+    "Whether keys and values share the learned kernel of their shifts. Fixed"
+    " shifts have none.",
   )
   slide_fixed_bias: bool = field(
     True,
-    "Whether the fixed shifts have a trained bias, as in the authors' code.",
+    "Whether the fixed shifts have a trained bias, as in the authors' code."
+    " Merged ones have only that of their kernel.",
   )
   slide_reduction: int = field(
     1,
@@ -260,16 +261,15 @@ class Slide(Attention):
     choices=INITS,
   )
 
-  def window(self) -> int:
+  def __post_init__(self):
+    check_window(self.slide_window, "slide_window")
+
+  def window(self, block: Site) -> int:
     return self.slide_window
 
   def widths(self, block: Site) -> tuple[int, int]:
     reduced = _reduced(block.width, self.slide_reduction, "slide_reduction")
     return reduced, reduced
-
-  def check(self, block: Site) -> None:
-    check_window(self.slide_window, "slide_window")
-    super().check(block)
 
   def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     return SlideAttention(

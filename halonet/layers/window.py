@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from halonet.fields import MOST_SIDE, field
+from halonet.fields import MOST_SIDE, field, fields_of
 from halonet.layers import layouts
 from halonet.layers.base import (
   LINEAR_INIT,
@@ -112,13 +112,22 @@ class Window(Attention):
     kind=tuple[int, ...],
   )
 
-  def window(self) -> int:
-    return max(self.stage_windows, default=self.window_size)
+  def window(self, block: Site) -> int:
+    if self.stage_windows:
+      return self.stage_windows[block.stage]
+    return self.window_size
+
+  def check(self, block: Site) -> None:
+    default = fields_of(Window)["window_size"].default
+    if self.stage_windows and self.window_size != default:
+      raise ValueError(
+        f"window_size is {self.window_size} and stage_windows"
+        f" {self.stage_windows}; set only one of them"
+      )
+    super().check(block)
 
   def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
-    size = self.window_size
-    if self.stage_windows:
-      size = self.stage_windows[block.stage]
+    size = self.window(block)
     return WindowAttention(
       window_size=size,
       shift=size // 2 if block.index % 2 else 0,

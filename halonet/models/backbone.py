@@ -77,7 +77,7 @@ class Backbone(nn.Module):
   @property
   def window(self) -> int | None:
     """Side in pixels of what a query sees in the widest local attention."""
-    windows = [self.spec.operator(b).window() for b in self.spec.blocks]
+    windows = [self.spec.operator(b).window(b) for b in self.spec.blocks]
     return max((each for each in windows if each is not None), default=None)
 
   @nn.nowrap

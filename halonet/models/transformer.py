@@ -175,7 +175,7 @@ class Transformer(Backbone):
 
 
 class EncoderBlock(nn.Module):
-  """`x + project(operator(norm(x)))`, then `x + mlp(norm(x))`.
+  """Computes `x + project(operator(norm(x)))`, then `x + mlp(norm(x))`.
 
   Attributes:
     network: description of the host.

@@ -60,6 +60,11 @@ def implementation(name: str) -> Iterator[None]:
     _forced.reset(token)
 
 
+def is_forced(name: str) -> bool:
+  """Says whether `implementation` forces this form here."""
+  return _forced.get() == name
+
+
 def attend(
   name: str,
   query: jax.Array,

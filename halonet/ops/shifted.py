@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax, nn
 from jaxtyping import Array, Float
 
+from halonet.ops import dispatch
 from halonet.ops.arguments import check_arrays, check_count
 from halonet.ops.forms.form import Place
 
@@ -115,6 +116,8 @@ def _choose(implementation, fixed):
     )
   if implementation != "auto":
     return implementation
+  if dispatch.is_forced("direct"):  # The fewest operations, to be counted.
+    return "slices" if fixed else "products"
   if Place.current().platform == "tpu":
     return "side_by_side"
   return "slices" if fixed else "products"
@@ -291,8 +294,8 @@ def _convolution(query, key, value, kernel, key_bias, value_kernel, value_bias):
 
 
 def _convolve(x, kernel):
-  """`[batch, height, width, heads, d]` → `[batch, heads, height, width, d,
-  shifts]`."""
+  """Maps `[batch, height, width, heads, d]` to `[batch, heads, height, width,
+  d, shifts]`."""
   batch, height, width, heads, dim = x.shape
   size = kernel.shape[0]
   x = jnp.moveaxis(x, 3, 1).reshape(-1, height, width, dim)

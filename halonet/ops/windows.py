@@ -95,7 +95,8 @@ def window_attention(
 
 
 def _split(x, sides, shifts):
-  """`[b, h, w, heads, d]` → `[b, rows, columns, pixels of a window, heads, d]`.
+  """Cuts a map into windows: `[b, h, w, heads, d]` → `[b, rows, columns,
+  pixels of a window, heads, d]`.
 
   The map is padded to whole windows and rolled, so that the pieces of windows
   that the first border cuts follow those that the last one cuts.
@@ -121,7 +122,7 @@ def _join(x, lengths, sides, shifts):
 
 
 def _offsets(side):
-  """Offsets along an axis, `[query, key]`."""
+  """Returns the offsets along an axis, `[query, key]`."""
   places = np.arange(side)
   return places - places[:, None]
 

@@ -136,8 +136,6 @@ def test_noise_on_the_magnitude_is_cut_to_its_range():
 # ----------------------------------------------------------- the policy "tpu"
 
 
-# From 0 over fractions to the greatest of the papers, and 30, which is a
-# rotation by 90 degrees.
 def test_tpu_operations_signs_and_places_are_uniform_and_independent():
   options = dict(layers=2, magnitude=10.0, magnitude_std=0.0)
   number, value = draw(4800, policy="tpu", **options)

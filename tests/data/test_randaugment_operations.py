@@ -14,6 +14,8 @@ from tests.data.randaugment_reference import (
 )
 from tests.data.test_randaugment import draw
 
+# From 0 over fractions to the greatest of the papers, and 30, which is a
+# rotation by 90 degrees.
 TIMM_MAGNITUDES = (0.0, 0.1, 2.4, 5.0, 7.3, 9.0, 9.61, 10.0)
 MAGNITUDES = (0.0, 0.1, 2.4, 5.0, 7.3, 10.0, 17.0, 20.0, 24.0, 30.0, 31.0)
 

@@ -166,11 +166,11 @@ def test_answers_as_the_authors_layer(case):
 
 def model(**fields):
   return halonet.create_model(
-    "halonet_h0",
-    operators=("slide",),
+    "slide_swin_tiny",
     depths=(1, 1),
     heads=(2, 4),
-    base_width=16,
+    widths=(16, 32),
+    operators=("slide",),
     num_classes=5,
     **fields,
   )
@@ -180,19 +180,18 @@ def test_a_model_trains_and_merges():
   images = jnp.asarray(draw(4, 36, 28, 3), jnp.float32)
   labels = jnp.arange(4)
   network = model()
-  variables = jax.jit(network.init)(jax.random.key(0), images)
+  params = jax.jit(network.init)(jax.random.key(0), images)["params"]
 
   @jax.jit
   def step(params):
     def loss(params):
-      logits = network.apply(variables | {"params": params}, images)
+      logits = network.apply({"params": params}, images)
       return -jax.nn.log_softmax(logits)[labels, labels].mean()
 
     value, gradients = jax.value_and_grad(loss)(params)
     moved = jax.tree.map(lambda p, g: p - 0.05 * g, params, gradients)
     return value, gradients, moved
 
-  params = variables["params"]
   first, gradients, params = step(params)
   for _ in range(3):
     last, gradients, params = step(params)
@@ -200,10 +199,9 @@ def test_a_model_trains_and_merges():
   trained_shifts = gradients["stage1_block1"]["attention"]
   for name in ("fixed_bias", "offset_table"):
     assert np.abs(trained_shifts[name]).max() > 0
-  variables = variables | {"params": params}
-  expected = jax.jit(network.apply)(variables, images)
+  expected = jax.jit(network.apply)({"params": params}, images)
   actual = jax.jit(model(slide_shifts="merged").apply)(
-    variables | {"params": merge(params)}, images
+    {"params": merge(params)}, images
   )
   np.testing.assert_allclose(actual, expected, atol=1e-5)
 

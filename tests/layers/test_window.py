@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from scipy import interpolate, optimize
 
+import halonet
 from halonet.layers.window import Window, WindowAttention, resize_bias
 from halonet.ops.windows import window_attention
 
@@ -59,7 +60,26 @@ def test_every_second_block_shifts_by_half_a_window():
     for index in range(4)
   ]
   assert shifts == [0, 3, 0, 3]
-  assert operator.window() == 7
+  assert operator.window(site(0)) == 7
+
+
+def test_windows_of_stages():
+  model = halonet.create_model("swin_tiny", stage_windows=(3, 5, 14, 7))
+  images = jnp.zeros((1, 64, 64, 3))
+  params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+  tables = [
+    params[f"stage{stage}_block1"]["attention"]["relative_bias"].shape[0]
+    for stage in range(1, 5)
+  ]
+  assert tables == [5, 9, 27, 13]
+  assert model.window == 14
+  # Those of stages with another operator do not count.
+  slide = halonet.create_model("slide_swin_tiny", stage_windows=(56, 28, 14, 7))
+  assert slide.window == 14
+  with pytest.raises(ValueError, match="it must have one entry per stage"):
+    halonet.create_model("swin_tiny", stage_windows=(7,))
+  with pytest.raises(ValueError, match="window_size is 3 and stage_windows"):
+    halonet.create_model("swin_tiny", window_size=3, stage_windows=(7, 7, 7, 7))
 
 
 def by_scipy(table, new):

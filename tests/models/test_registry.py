@@ -104,7 +104,7 @@ class Shift(Operator):
     step = block.stride
     return lambda x: jnp.roll(x, self.pixels, 1)[:, ::step, ::step]
 
-  def window(self):
+  def window(self, block):
     return 2 * self.pixels + 1
 
 

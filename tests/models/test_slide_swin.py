@@ -39,10 +39,3 @@ def test_the_authors_count():
   ours = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
   one_hot = 4 * 81 * 32  # Blocks, numbers for each channel, channels of a head.
   assert ours + one_hot == 28_348_834
-
-
-def test_windows_of_stages():
-  model = halonet.create_model("swin_tiny", stage_windows=(7, 7, 14, 7))
-  assert model.window == 14
-  with pytest.raises(ValueError, match=r"stage_windows is \(7,\); it"):
-    halonet.create_model("swin_tiny", stage_windows=(7,))

@@ -19,6 +19,13 @@ FAMILIES = {
   "swin_tiny": dict(window_size=3),
   "pvt_v2_b0": dict(sr_ratios=(2, 1), mlp_ratios=(2.0,)),
   "pvt_tiny": dict(sr_ratios=(2, 1), mlp_ratios=(2.0,), position_size=32),
+  "slide_swin_tiny": dict(operators=("slide", "window"), window_size=3),
+  "slide_pvt_tiny": dict(
+    operators=("slide", "spatial_reduction"),
+    sr_ratios=(2, 1),
+    mlp_ratios=(2.0,),
+    position_size=32,
+  ),
 }
 
 
@@ -27,7 +34,7 @@ def create(name, **fields):
 
 
 def draw(model):
-  """Variables that are not at their initial values."""
+  """Returns variables that are not at their initial values."""
   shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES[:1])
   rng = np.random.default_rng(0)
   return jax.tree.map(

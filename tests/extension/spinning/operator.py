@@ -28,5 +28,5 @@ class Depthwise(Operator):
       name=self.name,
     )
 
-  def window(self):
+  def window(self, block):
     return self.kernel_size
