@@ -36,8 +36,8 @@ warm-up, no clipping and repeated augmentation.
 The code begins the warm-up at 1/1000 of the peak, not at 0, and counts it as
 part of the cosine, which goes on at 0.989 of the peak. It mixes all pairs of a
 batch alike, resizes crops bicubically, and squeezes test images into a square
-before it crops them. Here every pair is mixed in its own way, and the crop is of
-the central square. docs/departures.md has what all recipes here share.
+before it crops them. Here every pair is mixed in its own way, and the crop is
+of the central square. docs/departures.md has what all recipes here share.
 """
 
 import ml_collections
