@@ -118,9 +118,7 @@ def _choose(implementation, fixed):
     return implementation
   if dispatch.is_forced("direct"):  # The fewest operations, to be counted.
     return "slices" if fixed else "products"
-  if Place.current().platform == "tpu":
-    return "side_by_side"
-  return "slices" if fixed else "products"
+  return "side_by_side" if Place.current().platform == "tpu" else "products"
 
 
 def fixed_shifts(
