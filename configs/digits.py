@@ -18,7 +18,7 @@ trains a narrow SASA: windows of 3×3 pixels, where queries of the HaloNet see
 trains a narrow Slide-Swin. digits.py:swin is the same with Swin's shifted
 windows, and digits.py:swin_halo with HaloNet's attention, in blocks of a pixel
 with a halo of 1. A query sees 3×3 pixels in all of them. Test accuracy:
-ACCURACY
+0.9733, 0.9600 and 0.9778 with seed 0; docs/slide.md has more.
 """
 
 import ml_collections
