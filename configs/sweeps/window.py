@@ -27,7 +27,8 @@ above. Not yet run.
 
 window.py:slide and window.py:slide_imagenet ask the same of Slide-Transformer,
 on the digits and on ImageNet. The paper's window is 3; 5 and 7 are our choice.
-Not yet run.
+On the digits: test accuracy 0.6844, 0.6800 and 0.7044, as 150 steps are few for
+this model. The other is not yet run.
 
 A sweep's file holds
   base    the config that is trained, as --config of scripts/train.sh takes it
