@@ -135,20 +135,29 @@ def _matrices(tiling, kernel, bias, repeated=False):
   Returns:
     `[groups, shifts + 1, 128, logits]`.
   """
-  groups, heads, dim = tiling.groups, tiling.group_heads, tiling.head_dim
-  shifts = tiling.shifts
+  groups, heads, shifts = tiling.groups, tiling.group_heads, tiling.shifts
   bias = jnp.pad(bias, ((0, groups * heads - tiling.heads), (0, 0), (0, 0)))
-  bias = bias.reshape(groups, 1, heads, dim, shifts)
-  kernel = kernel.reshape(1, shifts, 1, dim, shifts)
-  kernel = jnp.broadcast_to(kernel, (groups, shifts, heads, dim, shifts))
+  bias = bias.reshape(groups, 1, tiling.lanes, shifts)
+  kernel = jnp.tile(
+    kernel.reshape(1, shifts, -1, shifts), (groups, 1, heads, 1)
+  )
   x = jnp.concatenate([kernel, bias], axis=1)
-  again = lax.slice_in_dim(x, 0, shifts - 1, axis=-1)
-  again = again if repeated else jnp.zeros_like(again)
-  x = jnp.concatenate([x, again], axis=-1)
-  blocks = jnp.eye(heads, dtype=x.dtype)[:, None, :, None] * x[..., None, :]
-  x = blocks.reshape(groups, shifts + 1, heads * dim, -1)
-  missing = LANES - x.shape[2], tiling.logits - x.shape[3]
-  return jnp.pad(x, ((0, 0), (0, 0), *((0, n) for n in missing)))
+  x = jnp.pad(x, ((0, 0), (0, 0), (0, LANES - tiling.lanes), (0, 0)))
+  # Ones that put a shift where its logits are, and those of a head's channels.
+  shift = np.arange(tiling.head_logits)
+  shift = np.where((shift < shifts) | repeated, shift % shifts, shifts)
+  places = np.tile(np.eye(shifts + 1, shifts)[shift], (heads, 1)).T
+  blocks = np.ones((tiling.head_dim, tiling.head_logits))
+  blocks = np.kron(np.eye(heads), blocks)
+  places, blocks = (
+    np.pad(ones, [(0, n - m) for n, m in zip(shape, ones.shape, strict=True)])
+    for ones, shape in (
+      (places, (shifts, tiling.logits)),
+      (blocks, (LANES, tiling.logits)),
+    )
+  )
+  x = jnp.matmul(x, places.astype(x.dtype), precision=lax.Precision.HIGHEST)
+  return x * blocks.astype(x.dtype)
 
 
 def _turned(x):

@@ -91,7 +91,7 @@ def _forward_kernel(
   live = live_lanes(tiling)
   stage(tiling, live, key_ref, key_map)
   stage(tiling, live, value_ref, value_map)
-  rows = tiling.forward_rows
+  rows = tiling.rows
 
   @pl.loop(0, tiling.height // rows)
   def _(index):
@@ -205,7 +205,7 @@ def _backward_kernel(
     dkeys_ref[...] = jnp.zeros_like(dkeys_ref)
     dvalues_ref[...] = jnp.zeros_like(dvalues_ref)
 
-  rows, last = tiling.backward_rows, tiling.shifts
+  rows, last = tiling.rows, tiling.shifts
   dtype = keys_ref.dtype
 
   @pl.loop(0, tiling.height // rows)

@@ -16,7 +16,7 @@ from halonet.ops.forms.tpu.tiling import LANES, tile_bytes
 
 _SUBLANES = 8
 # Pixels that are computed together; more take longer to compile.
-_FORWARD, _BACKWARD = 1600, 800
+_PIXELS = 1600
 # Vector memory for values that do not fit in registers, in bytes.
 _SPILLED = 4 << 20
 
@@ -108,31 +108,24 @@ class SlideTiling:
     return height, _round_up(width, _SUBLANES), LANES
 
   @property
-  def forward_rows(self) -> int:
-    """Rows of pixels that the forward kernel computes together."""
-    return self._rows(_FORWARD)
-
-  @property
-  def backward_rows(self) -> int:
-    """Rows of pixels that the backward kernel computes together."""
-    return self._rows(_BACKWARD)
-
-  def vector_memory(self, dtype: jnp.dtype) -> int:
-    """Returns the bytes that the larger kernel, the backward one, needs."""
-    itemsize = jnp.dtype(dtype).itemsize
-    block = tile_bytes(self.map_block, itemsize)
-    matrices = 4 * tile_bytes((self.shifts + 1, LANES, self.logits), itemsize)
-    gradients = 2 * tile_bytes((self.shifts + 1, self.logits, LANES), 4)
-    scratch = 4 * tile_bytes(self.bordered, 4)
-    return _SPILLED + 2 * (7 * block + matrices + gradients) + scratch
-
-  def _rows(self, pixels):
-    most = pixels // (self.columns * self.images)
+  def rows(self) -> int:
+    """Rows of pixels that are computed together."""
+    most = _PIXELS // (self.columns * self.images)
     return max(
       n
       for n in range(1, self.height + 1)
       if self.height % n == 0 and n <= max(most, 1)
     )
+
+  def vector_memory(self, dtype: jnp.dtype) -> int:
+    """Returns the bytes that the larger kernel, the backward one, needs."""
+    itemsize = jnp.dtype(dtype).itemsize
+    # A tile of maps has eight sublanes, whatever the dtype.
+    block = tile_bytes(self.map_block, 4) * itemsize // 4
+    matrices = 4 * tile_bytes((self.shifts + 1, LANES, self.logits), itemsize)
+    gradients = 2 * tile_bytes((self.shifts + 1, self.logits, LANES), 4)
+    scratch = 4 * tile_bytes(self.bordered, 4)
+    return _SPILLED + 2 * (7 * block + matrices + gradients) + scratch
 
 
 def fit(
