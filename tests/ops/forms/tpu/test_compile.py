@@ -73,6 +73,8 @@ def test_kernels_compile_for_tpus(generation, kind, shape, fields):
   if not step_cost.available():
     pytest.skip(f"needs {step_cost.required_package()}")
   chip = GENERATIONS[generation]
+  if fields.get("window_size") == 5 and generation == "v4":
+    pytest.skip("a kernel for windows of 5 does not fit in its vector memory")
   result = subprocess.run(
     [
       sys.executable,
