@@ -65,6 +65,17 @@ def is_forced(name: str) -> bool:
   return _forced.get() == name
 
 
+def unshared(place: Place) -> str | None:
+  """Says that devices are not told how to share a batch, or returns None."""
+  if not place.mesh.empty or place.devices == 1:
+    return None
+  return (
+    f"there are {place.devices} devices, and no mesh in context says how they"
+    " share a batch: call the model under jax.set_mesh(mesh) or"
+    " jax.sharding.use_abstract_mesh(mesh.abstract_mesh)"
+  )
+
+
 def attend(
   name: str,
   query: jax.Array,
@@ -138,7 +149,7 @@ def _preferred(query, key, value, layer, place):
       continue
     reason = _refusal(form, query, key, value, layer, place)
     if reason is None and form.kernels_for:
-      reason = _unshared(place)
+      reason = unshared(place)
     if reason is None:
       break
     reasons.append(f", not {form.name} ({reason})")
@@ -156,17 +167,6 @@ def _refusal(form, query, key, value, layer, place):
     if reason is not None:
       return reason
   return form.refuses(query, value, layer, place)
-
-
-def _unshared(place):
-  """Says that devices are not told how to share a batch, or returns None."""
-  if not place.mesh.empty or place.devices == 1:
-    return None
-  return (
-    f"there are {place.devices} devices, and no mesh in context says how they"
-    " share a batch: call the model under jax.set_mesh(mesh) or"
-    " jax.sharding.use_abstract_mesh(mesh.abstract_mesh)"
-  )
 
 
 def _find(name):

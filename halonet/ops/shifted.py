@@ -18,8 +18,16 @@ from jaxtyping import Array, Float
 from halonet.ops import dispatch
 from halonet.ops.arguments import check_arrays, check_count
 from halonet.ops.forms.form import Place
+from halonet.ops.forms.tpu import pallas_slide
 
-IMPLEMENTATIONS = ("auto", "slices", "products", "side_by_side", "convolution")
+IMPLEMENTATIONS = (
+  "auto",
+  "slices",
+  "products",
+  "side_by_side",
+  "pallas",
+  "convolution",
+)
 
 
 def slide_attention(
@@ -60,9 +68,11 @@ def slide_attention(
     value_bias: bias of the values; None: `bias`.
     implementation: "slices", for fixed shifts alone; "products", a product of
       matrices for each pixel of the window; "side_by_side", the same for all
-      heads at once, with zeros between them, for TPUs; "convolution", the
-      depthwise convolution of the paper, whose shifts are window_size² times
-      as large as the map; or "auto", the fastest of these (docs/slide.md).
+      heads at once, with zeros between them, for TPUs; "pallas", the same in
+      fused TPU kernels, with reverse mode only, interpreted elsewhere;
+      "convolution", the depthwise convolution of the paper, whose shifts are
+      window_size² times as large as the map; or "auto", the fastest of these
+      (docs/slide.md).
 
   Returns:
     `[batch, height, width, heads, head_dim]` in the dtype of `value`. Logits
@@ -70,14 +80,17 @@ def slide_attention(
 
   Raises:
     ValueError: if `window_size` is not odd, if the shapes do not fit, if there
-      is no such implementation, or if it cannot serve the kernel.
+      is no such implementation, or if it cannot serve these
+      arguments.
   """
   check_window(window_size)
   check_arrays(query, key, value)
   heads, head_dim = query.shape[3:]
   shifts = window_size**2
   fixed = kernel is None and value_kernel is None
-  implementation = _choose(implementation, fixed)
+  implementation = _choose(
+    implementation, fixed, query, key, value, window_size
+  )
   if kernel is None:
     kernel = jnp.asarray(fixed_shifts(window_size, head_dim))
   bias = jnp.zeros((head_dim, shifts)) if bias is None else bias
@@ -102,7 +115,7 @@ def slide_attention(
   return output.astype(value.dtype)
 
 
-def _choose(implementation, fixed):
+def _choose(implementation, fixed, *layer):
   """Returns the name of the form that serves; raises ValueError if none."""
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
@@ -114,11 +127,24 @@ def _choose(implementation, fixed):
       "implementation is 'slices', which has fixed shifts alone; 'auto' serves"
       " learned kernels, too"
     )
+  place = Place.current()
+  if implementation == "pallas":
+    reason = pallas_slide.refuses(*layer, place)
+    if reason is not None:
+      raise ValueError(
+        f"implementation is 'pallas', which cannot serve this: {reason}; 'auto'"
+        " falls back to XLA"
+      )
   if implementation != "auto":
     return implementation
   if dispatch.is_forced("direct"):  # The fewest operations, to be counted.
     return "slices" if fixed else "products"
-  return "side_by_side" if Place.current().platform == "tpu" else "products"
+  if place.platform == "tpu":
+    served = not (
+      pallas_slide.refuses(*layer, place) or dispatch.unshared(place)
+    )
+    return "pallas" if served else "side_by_side"
+  return "products"
 
 
 def fixed_shifts(
@@ -312,5 +338,6 @@ _FORMS = {
   "slices": _slices,
   "products": _products,
   "side_by_side": _side_by_side,
+  "pallas": pallas_slide.attend,
   "convolution": _convolution,
 }
