@@ -199,7 +199,11 @@ def estimate(arguments, names, dump) -> list[dict]:
   rows = []
   for what, name, function in functions(arguments, names):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      row, compiled = compile_row(what, name, function, structs)
+      try:
+        row, compiled = compile_row(what, name, function, structs)
+      except ValueError as error:
+        print(f"  {what}, {name}: {error}", flush=True)
+        continue
       program = hlo.read_program(compiled.as_text(), "", [])
       kernels = schedules.measure(jax.jit(function), structs, mesh, dump)
     cycles = sum(layer.cycles for layer in program.layers)

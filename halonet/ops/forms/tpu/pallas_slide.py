@@ -15,7 +15,7 @@ def refuses(
 ) -> str | None:
   """Says why the kernels cannot serve a layer, or returns None."""
   dtype = query.dtype
-  if {dtype, key.dtype, value.dtype} - {jnp.dtype(dtype)}:
+  if len({dtype, key.dtype, value.dtype}) > 1:
     return "query, key and value are not of one dtype"
   if dtype not in (jnp.float32, jnp.bfloat16):
     return f"it takes float32 or bfloat16, not {dtype}"
