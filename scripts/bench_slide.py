@@ -13,7 +13,7 @@ the compiled program holds between its steps, beside arguments and results.
 
 With --topology, nothing runs: the TPU compiler, which needs no TPU, estimates
 the cycles of a core of that chip; those of Pallas kernels are counted in its
-schedules. "pallas" is measured only there, as elsewhere it is interpreted.
+schedules. "pallas_tpu" is measured only there, as elsewhere it is interpreted.
 """
 
 import functools
@@ -78,9 +78,9 @@ def implementations(arguments) -> list[str]:
   known = [name for name in reversed(IMPLEMENTATIONS) if name != "auto"]
   asked = arguments.implementation or ()
   if not arguments.topology:
-    known.remove("pallas")
-    if "pallas" in asked:
-      raise UsageError("--implementation=pallas needs --topology")
+    known.remove("pallas_tpu")
+    if "pallas_tpu" in asked:
+      raise UsageError("--implementation=pallas_tpu needs --topology")
   for name in asked:
     if name not in known:
       raise UsageError(
@@ -172,6 +172,7 @@ def measure(arguments, names) -> list[dict]:
 def estimate(arguments, names, dump) -> list[dict]:
   """Compiles all functions for a TPU and adds up the compiler's estimates."""
   from halonet.chips import GENERATIONS, find_kind
+  from halonet.ops.dispatch import Unserved
   from halonet.tpu import hlo, schedules, step_cost
 
   step_cost.check_available()
@@ -201,7 +202,7 @@ def estimate(arguments, names, dump) -> list[dict]:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       try:
         row, compiled = compile_row(what, name, function, structs)
-      except ValueError as error:
+      except Unserved as error:
         print(f"  {what}, {name}: {error}", flush=True)
         continue
       program = hlo.read_program(compiled.as_text(), "", [])

@@ -205,6 +205,7 @@ def rows() -> list[Case]:
 
 
 def halonets() -> list[Case]:
+  """Returns the cases of H0 to H7, in the first table of docs/tpu.md."""
   # Cheap and dear chips alternate, so that the first rows say the most.
   return [
     Case(model, f"configs/imagenet/halonet.py:{variant}", topology)
@@ -215,6 +216,7 @@ def halonets() -> list[Case]:
 
 
 def attentions() -> list[Case]:
+  """Returns the cases of the table in docs/slide.md."""
   return [
     Case(
       model,

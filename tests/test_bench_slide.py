@@ -33,7 +33,7 @@ def test_it_compares_implementations(monkeypatch, run_main, words, names):
   [
     ("--implementation=slice", "did you mean slices"),
     ("--implementation=slices", "add --fixed"),
-    ("--implementation=pallas", "needs --topology"),
+    ("--implementation=pallas_tpu", "needs --topology"),
     ("--window=4", "--window is 4; it must be odd"),
   ],
 )

@@ -76,12 +76,12 @@ def draw(
     Their indices in the policy's operations, int32 `[layers]`, and their
     arguments, float32 `[layers]`.
   """
-  operations, numbers, most, whole, dtype = POLICIES[policy]
+  operations, probability, most, whole, dtype = POLICIES[policy]
   seeds = tf.random.experimental.stateless_split(seed, 2)
   drawn = tf.random.stateless_uniform([2, layers], seeds[0])
-  choices = tf.cast(drawn[0] * numbers, tf.int32)
-  if numbers > len(operations):
-    choices = tf.minimum(choices, len(operations) - 1)
+  kinds = len(operations) - (probability < 1)
+  choices = tf.cast(drawn[0] * (kinds / probability), tf.int32)
+  choices = tf.minimum(choices, len(operations) - 1)
   strengths = tf.fill([layers], tf.constant(magnitude / FULL_MAGNITUDE, dtype))
   if magnitude_std:
     noise = tf.random.stateless_normal([layers], seeds[1])
@@ -220,8 +220,9 @@ class Policy(NamedTuple):
 
   Attributes:
     operations: by name.
-    numbers: count of the numbers of which one is drawn, each as probable as any
-      other. The last operation has those that remain.
+    probability: chance that a drawn operation is applied. If it is below 1, the
+      last of `operations` is the identity, which stands in for those that are
+      not, and is not drawn itself.
     most: greatest magnitude; noise does not lead beyond it.
     whole: names of operations whose argument is rounded down.
     dtype: type in which arguments are computed. float64 rounds down as the
@@ -229,24 +230,24 @@ class Policy(NamedTuple):
   """
 
   operations: dict[str, Operation]
-  numbers: int
+  probability: float
   most: float
   whole: tuple[str, ...]
   dtype: Any
 
 
 POLICIES = {
-  "autoaugment": Policy(OPERATIONS, 14, FULL_MAGNITUDE, (), np.float32),
+  "autoaugment": Policy(OPERATIONS, 1.0, FULL_MAGNITUDE, (), np.float32),
   "tpu": Policy(
     TPU_OPERATIONS,
-    16,
+    1.0,
     math.inf,
     ("posterize", "solarize", "cutout", "solarize_add"),
     np.float64,
   ),
   "timm": Policy(
     TIMM_OPERATIONS,
-    30,
+    0.5,
     FULL_MAGNITUDE,
     ("posterize", "solarize", "solarize_add"),
     np.float64,

@@ -60,9 +60,9 @@ def implementation(name: str) -> Iterator[None]:
     _forced.reset(token)
 
 
-def is_forced(name: str) -> bool:
-  """Says whether `implementation` forces this form here."""
-  return _forced.get() == name
+def forced() -> str | None:
+  """Returns the name of the form that `implementation` forces here."""
+  return _forced.get()
 
 
 def unshared(place: Place) -> str | None:
@@ -116,28 +116,29 @@ def choose(
     Unserved: if the form of that name cannot serve the layer.
   """
   _check(name)
-  forced = _forced.get()
-  name = forced or name
+  name = forced() or name
   asked = query, key, value, layer, place
   if name == "auto":
     return _preferred(*asked)
   form = _find(name)
   reason = _refusal(form, *asked)
   if reason is not None:
-    if not forced:
+    if not forced():
       raise Unserved(
         f"implementation is {name!r}, which cannot serve this: {reason};"
         " 'auto' falls back to XLA"
       )
     form = _find(_FALLBACK)
-  if forced:  # What is forced is no news to whoever forced it.
+  if forced():  # What is forced is no news to whoever forced it.
     return form
   where = form.kernels_for
   if where in (None, place.platform):
-    _log(f"attention: {form.name}")
+    log_once(f"attention: {form.name}")
   else:
     chip = where.upper()
-    _log(f"attention: {form.name}, interpreted without a {chip}, which is slow")
+    log_once(
+      f"attention: {form.name}, interpreted without a {chip}, which is slow"
+    )
   return form
 
 
@@ -154,16 +155,14 @@ def _preferred(query, key, value, layer, place):
       break
     reasons.append(f", not {form.name} ({reason})")
   level = logging.WARNING if reasons else logging.INFO
-  _log(f"attention: {form.name}{''.join(reasons)}", level)
+  log_once(f"attention: {form.name}{''.join(reasons)}", level)
   return form
 
 
 def _refusal(form, query, key, value, layer, place):
   """Says why a form cannot serve a layer, or returns None."""
   if form.kernels_for:
-    if len({x.dtype for x in (query, key, value) if x is not None}) > 1:
-      return "query, key and value are not of one dtype"
-    reason = place.refuses_split(query.shape[0])
+    reason = place.refuses_kernels(query, key, value)
     if reason is not None:
       return reason
   return form.refuses(query, value, layer, place)
@@ -182,6 +181,6 @@ def _check(name):
 
 
 @functools.cache
-def _log(message, level=logging.INFO):
-  """Logs every message once."""
+def log_once(message: str, level: int = logging.INFO) -> None:
+  """Logs a message unless it has been logged before."""
   _LOGGER.log(level, message)

@@ -9,6 +9,8 @@ window, and the attention is local. A learned kernel, added to the one-hot one,
 lets a shift gather from the whole window (deformed shifts).
 """
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ IMPLEMENTATIONS = (
   "slices",
   "products",
   "side_by_side",
-  "pallas",
+  "pallas_tpu",
   "convolution",
 )
 
@@ -68,8 +70,8 @@ def slide_attention(
     value_bias: bias of the values; None: `bias`.
     implementation: "slices", for fixed shifts alone; "products", a product of
       matrices for each pixel of the window; "side_by_side", the same for all
-      heads at once, with zeros between them, for TPUs; "pallas", the same in
-      fused TPU kernels, with reverse mode only, interpreted elsewhere;
+      heads at once, with zeros between them, for TPUs; "pallas_tpu", the
+      same in fused TPU kernels, with reverse mode only, interpreted elsewhere;
       "convolution", the depthwise convolution of the paper, whose shifts are
       window_size² times as large as the map; or "auto", the fastest of these
       (docs/slide.md).
@@ -80,8 +82,7 @@ def slide_attention(
 
   Raises:
     ValueError: if `window_size` is not odd, if the shapes do not fit, if there
-      is no such implementation, or if it cannot serve these
-      arguments.
+      is no such implementation, or if it cannot serve these arguments.
   """
   check_window(window_size)
   check_arrays(query, key, value)
@@ -115,36 +116,49 @@ def slide_attention(
   return output.astype(value.dtype)
 
 
-def _choose(implementation, fixed, *layer):
+def _choose(name, fixed, *layer):
   """Returns the name of the form that serves; raises ValueError if none."""
-  if implementation not in IMPLEMENTATIONS:
+  if name not in IMPLEMENTATIONS:
     raise ValueError(
-      f"implementation is {implementation!r}; it must be one of"
+      f"implementation is {name!r}; it must be one of"
       f" {', '.join(IMPLEMENTATIONS)}"
     )
-  if implementation == "slices" and not fixed:
+  if name == "slices" and not fixed:
     raise ValueError(
       "implementation is 'slices', which has fixed shifts alone; 'auto' serves"
       " learned kernels, too"
     )
   place = Place.current()
-  if implementation == "pallas":
+  if name == "auto":
+    return _preferred(fixed, layer, place)
+  if name == "pallas_tpu":
     reason = pallas_slide.refuses(*layer, place)
     if reason is not None:
-      raise ValueError(
-        f"implementation is 'pallas', which cannot serve this: {reason}; 'auto'"
-        " falls back to XLA"
+      raise dispatch.Unserved(
+        f"implementation is 'pallas_tpu', which cannot serve this: {reason};"
+        " 'auto' falls back to XLA"
       )
-  if implementation != "auto":
-    return implementation
-  if dispatch.is_forced("direct"):  # The fewest operations, to be counted.
+  return name
+
+
+def _preferred(fixed, layer, place):
+  """Returns the fastest form that serves; `dispatch.implementation` may say
+  that it must be without kernels, or have the fewest operations."""
+  forced = dispatch.forced()
+  if forced == "direct":
     return "slices" if fixed else "products"
+  name = "side_by_side" if place.platform == "tpu" else "products"
+  if forced not in (None, "auto", "pallas_tpu"):
+    return name
   if place.platform == "tpu":
-    served = not (
-      pallas_slide.refuses(*layer, place) or dispatch.unshared(place)
-    )
-    return "pallas" if served else "side_by_side"
-  return "products"
+    reason = pallas_slide.refuses(*layer, place) or dispatch.unshared(place)
+    if reason is not None:
+      message = f"slide attention: {name}, not pallas_tpu ({reason})"
+      dispatch.log_once(message, logging.WARNING)
+      return name
+    name = "pallas_tpu"
+  dispatch.log_once(f"slide attention: {name}")
+  return name
 
 
 def fixed_shifts(
@@ -338,6 +352,6 @@ _FORMS = {
   "slices": _slices,
   "products": _products,
   "side_by_side": _side_by_side,
-  "pallas": pallas_slide.attend,
+  "pallas_tpu": pallas_slide.attend,
   "convolution": _convolution,
 }

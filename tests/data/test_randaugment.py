@@ -247,7 +247,7 @@ def test_timm_draws_a_magnitude_for_each_operation():
   assert np.quantile(magnitudes, 0.16) == pytest.approx(8.5, abs=0.15)
   assert magnitudes.max() == pytest.approx(10)
   assert 0.003 < (magnitudes > 9.9999).mean() < 0.06
-  # Of eight bits, 7 go from 7.5 on, and all at 10.
+  # Seven of the eight bits go from 7.5 on, and all at 10.
   dropped = value[number == names.index("posterize")]
   assert set(dropped) <= {6, 7, 8} and {7, 8} <= set(dropped)
 

@@ -44,7 +44,7 @@ def maps(batch=8, dtype="bfloat16", head_dim=16, value_dim=16):
 
 def chosen(kind, name, *, devices=4, rows=1, **options):
   """The name of the form that serves, and what is logged once."""
-  dispatch._log.cache_clear()
+  dispatch.log_once.cache_clear()
   names = {"batch", "dtype", "head_dim", "value_dim"} & set(options)
   arrays = maps(**{key: options.pop(key) for key in names})
   with jax.sharding.use_abstract_mesh(mesh(kind, devices, rows)):
@@ -88,7 +88,7 @@ def test_what_kernels_cannot_serve_is_said(arguments, reason, caplog):
 def test_several_tpus_without_a_mesh_are_told_what_to_do(caplog):
   empty = jax.sharding.get_abstract_mesh()
   for devices in (1, 4):
-    dispatch._log.cache_clear()
+    dispatch.log_once.cache_clear()
     place = Place(empty, "tpu", "TPU v5 lite", devices)
     for _ in range(2):  # A message is logged once.
       form = dispatch.choose("auto", *maps(), layer(), place)

@@ -11,7 +11,7 @@ import pytest
 from halonet.ops.shifted import IMPLEMENTATIONS, fixed_shifts, slide_attention
 
 # "auto" is one of them; the kernels' tests are in forms/tpu/test_slide.py.
-FORMS = [name for name in IMPLEMENTATIONS if name not in ("auto", "pallas")]
+FORMS = [name for name in IMPLEMENTATIONS if name not in ("auto", "pallas_tpu")]
 LEARNED = [name for name in FORMS if name != "slices"]
 PARAMETERS = ("kernel", "bias", "table", "value_kernel", "value_bias")
 

@@ -65,12 +65,22 @@ class Place:
       if kind != AxisType.Manual and self.mesh.shape[name] > 1
     )
 
-  def refuses_split(self, batch: int) -> str | None:
-    """Says why a batch cannot be split over the mesh, or returns None."""
+  @property
+  def vector_memory(self) -> int | None:
+    """Bytes of vector memory that the TPU kernels have here; None where they
+    are interpreted or do not run."""
+    return self.chip.vector_memory if self.chip else None
+
+  def refuses_kernels(self, *maps: Shaped | None) -> str | None:
+    """Says why no kernel can serve these maps here, or returns None."""
+    maps = [x for x in maps if x is not None]
+    if len({x.dtype for x in maps}) > 1:
+      return "query, key and value are not of one dtype"
     for name in self.axes:
       if name != DATA:
         return f"the mesh splits {name!r}, and kernels can split only {DATA!r}"
     shares = self.mesh.shape[DATA] if self.axes else 1
+    batch = maps[0].shape[0]
     if batch % shares:
       return f"a batch of {batch} does not split over {shares} devices"
     return None

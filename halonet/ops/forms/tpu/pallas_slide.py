@@ -1,10 +1,10 @@
-"""The form "pallas" of slide attention: fused kernels for TPUs."""
+"""The form "pallas_tpu" of slide attention: fused kernels for TPUs."""
 
 import jax
 import jax.numpy as jnp
 
-from halonet.chips import CHIPS
 from halonet.ops.forms.form import Place, Shaped
+from halonet.ops.forms.tpu.pallas_tpu import refuses_chip
 from halonet.ops.forms.tpu.slide_tiling import fit
 
 _WINDOW = 5  # Kernels are as long as a window has pixels.
@@ -15,24 +15,21 @@ def refuses(
 ) -> str | None:
   """Says why the kernels cannot serve a layer, or returns None."""
   dtype = query.dtype
-  if len({dtype, key.dtype, value.dtype}) > 1:
-    return "query, key and value are not of one dtype"
+  reason = place.refuses_kernels(query, key, value) or refuses_chip(place)
+  if reason is not None:
+    return reason
   if dtype not in (jnp.float32, jnp.bfloat16):
     return f"it takes float32 or bfloat16, not {dtype}"
   if window_size > _WINDOW:
     return f"it takes windows of up to {_WINDOW} pixels, not {window_size}"
-  memory = _memory(place)
-  if place.platform == "tpu" and memory is None:
-    served = [chip.kinds[-1] for chip in CHIPS if chip.vector_memory]
-    return f"{place.kind} is not one of {', '.join(served)}"
   if fit(query.shape, window_size, dtype, None) is None:
     return (
       f"heads are {query.shape[-1]} wide, which does not divide 128, and all"
       " heads together are wider"
     )
-  if fit(query.shape, window_size, dtype, memory) is None:
+  if fit(query.shape, window_size, dtype, place.vector_memory) is None:
     return f"the map does not fit in the vector memory of {place.kind}"
-  return place.refuses_split(query.shape[0])
+  return None
 
 
 def attend(*arrays: jax.Array) -> jax.Array:
@@ -44,12 +41,6 @@ def attend(*arrays: jax.Array) -> jax.Array:
   return slide_fused(
     *arrays,
     split=place.split,
-    memory=_memory(place),
+    memory=place.vector_memory,
     interpret=place.platform != "tpu",
   )
-
-
-def _memory(place):
-  """Returns the bytes of vector memory, or None where none is known."""
-  native = place.platform == "tpu" and place.chip
-  return place.chip.vector_memory if native else None

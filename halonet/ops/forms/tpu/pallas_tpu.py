@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from halonet.chips import CHIPS
-from halonet.ops.forms.form import Form
+from halonet.ops.forms.form import Form, Place
 from halonet.ops.forms.tpu.tiling import Tiling
 
 
@@ -19,16 +19,15 @@ class PallasTpu(Form):
       if dtype not in (jnp.float32, jnp.bfloat16):
         return f"it takes float32 or bfloat16, not {dtype}"
       return None
-    memory = place.chip.vector_memory if place.chip else None
-    if memory is None:  # The kernels are not known to run there.
-      served = [chip.kinds[-1] for chip in CHIPS if chip.vector_memory]
-      return f"{place.kind} is not one of {', '.join(served)}"
+    reason = refuses_chip(place)
+    if reason is not None:
+      return reason
     if dtype != jnp.bfloat16:
       return f"it takes bfloat16, not {dtype}"
     widths = query.shape[-1], value.shape[-1]
     if any(width % 8 for width in widths):
       return f"heads are {widths[0]} and {widths[1]} wide, not multiples of 8"
-    if fit(query, value, layer, memory) is None:
+    if fit(query, value, layer, place.vector_memory) is None:
       return (
         f"not even a row of blocks fits in the vector memory of {place.kind}"
       )
@@ -38,18 +37,24 @@ class PallasTpu(Form):
     # Pallas takes long to import, and most machines have no TPU.
     from halonet.ops.forms.tpu.fused import fused_attention
 
-    native = place.platform == "tpu"
-    memory = place.chip.vector_memory if native else None
     return fused_attention(
       query,
       key,
       value,
       tables,
-      fit(query, value, layer, memory),
+      fit(query, value, layer, place.vector_memory),
       split=place.split,
-      vmem_limit=memory,
-      interpret=not native,
+      vmem_limit=place.vector_memory,
+      interpret=place.platform != "tpu",
     )
+
+
+def refuses_chip(place: Place) -> str | None:
+  """Says that the kernels are not known to run on a TPU, or returns None."""
+  if place.platform != "tpu" or place.vector_memory:
+    return None
+  served = [chip.kinds[-1] for chip in CHIPS if chip.vector_memory]
+  return f"{place.kind} is not one of {', '.join(served)}"
 
 
 def fit(query, value, layer, memory: int | None) -> Tiling | None:

@@ -12,7 +12,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from halonet.ops.forms.tpu.tiling import LANES, tile_bytes
+from halonet.ops.forms.tpu.tiling import LANES, round_up, tile_bytes
 
 _SUBLANES = 8
 # Pixels that are computed together; more take longer to compile.
@@ -80,17 +80,17 @@ class SlideTiling:
   @property
   def logits(self) -> int:
     """Lanes of a group's logits, the empty ones included."""
-    return _round_up(self.group_heads * self.head_logits, LANES)
+    return round_up(self.group_heads * self.head_logits, LANES)
 
   @property
   def columns(self) -> int:
     """Columns that are computed, with empty ones that align them."""
-    return self.width if self.images > 1 else _round_up(self.width, _SUBLANES)
+    return self.width if self.images > 1 else round_up(self.width, _SUBLANES)
 
   @property
   def left(self) -> int:
     """Columns of zeros before a map."""
-    return self.radius if self.images > 1 else _round_up(self.radius, _SUBLANES)
+    return self.radius if self.images > 1 else round_up(self.radius, _SUBLANES)
 
   @property
   def map_block(self) -> tuple[int, ...]:
@@ -105,7 +105,7 @@ class SlideTiling:
     width = self.left + self.columns + self.radius
     if self.images > 1:
       return height, width, self.images, LANES
-    return height, _round_up(width, _SUBLANES), LANES
+    return height, round_up(width, _SUBLANES), LANES
 
   @property
   def rows(self) -> int:
@@ -158,7 +158,3 @@ def fit(
     if memory is None or tiling.vector_memory(dtype) <= memory:
       return tiling
   return None
-
-
-def _round_up(size, multiple):
-  return -(-size // multiple) * multiple

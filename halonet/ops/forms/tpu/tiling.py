@@ -53,7 +53,7 @@ class Tiling:
   def window_padded(self) -> int:
     """Keys in a row of a neighbourhood, padded with masked ones to whole tiles
     of sublanes."""
-    return _round_up(self.layer.window, _SUBLANES)
+    return round_up(self.layer.window, _SUBLANES)
 
   @property
   def keys(self) -> int:
@@ -64,7 +64,7 @@ class Tiling:
   def offsets_padded(self) -> int:
     """Rows of a relative table, with empty ones that align it."""
     offsets = num_offsets(self.layer.block_size, self.layer.halo_size)
-    return _round_up(offsets, _SUBLANES)
+    return round_up(offsets, _SUBLANES)
 
   @property
   def group_heads(self) -> int:
@@ -98,7 +98,7 @@ class Tiling:
   @property
   def band_queries(self) -> int:
     """Queries of a band, with empty ones that align it."""
-    return _round_up(self.band_rows * self.layer.side, _SUBLANES)
+    return round_up(self.band_rows * self.layer.side, _SUBLANES)
 
   @property
   def tile_heads(self) -> int:
@@ -165,9 +165,9 @@ class Tiling:
 def tile_bytes(shape: tuple[int, ...], itemsize: int) -> int:
   """Returns the bytes of an array in vector memory, with its padding."""
   *leading, sublanes, lanes = shape
-  size = _round_up(lanes, LANES) * _round_up(sublanes, 32 // itemsize)
+  size = round_up(lanes, LANES) * round_up(sublanes, 32 // itemsize)
   return int(np.prod(leading, dtype=np.int64)) * size * itemsize
 
 
-def _round_up(size, multiple):
+def round_up(size: int, multiple: int) -> int:
   return -(-size // multiple) * multiple

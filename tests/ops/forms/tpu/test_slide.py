@@ -1,6 +1,7 @@
 """The kernels of slide attention, interpreted, against loops and XLA."""
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from halonet.ops import shifted
+from halonet.ops import dispatch, shifted
 from halonet.ops.forms.form import Place
 from halonet.ops.forms.tpu.slide_tiling import SlideTiling, fit
 from halonet.ops.shifted import slide_attention
@@ -64,7 +65,9 @@ def test_matches_the_loop_and_the_gradients_of_xla(
     height, width, window, GIVEN[given], heads, dim, batch=batch
   )
   inputs["query"] *= dim**-0.5
-  output, gradients = differentiated("pallas", single(inputs), weight, window)
+  output, gradients = differentiated(
+    "pallas_tpu", single(inputs), weight, window
+  )
   if height * width < 100:
     assert error(output, loop(**inputs, window_size=window)) <= 1e-5
   with jax.enable_x64():
@@ -82,7 +85,7 @@ def test_bfloat16_is_as_precise_as_xla(batch):
   wide = {name: np.asarray(x, np.float32) for name, x in narrow.items()}
   exact = differentiated("products", wide, weight, 3)
   errors = []
-  for name in ("pallas", "side_by_side"):
+  for name in ("pallas_tpu", "side_by_side"):
     found = differentiated(name, narrow, weight, 3)
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(found))
     errors.append(jax.tree.map(error, found, exact))
@@ -96,7 +99,7 @@ def test_logits_may_be_large():
   """The maximum of each head is subtracted, not that of its neighbours."""
   inputs, weight = arrays(4, 3, 3, heads=3, dim=4)
   inputs["query"] *= np.array([1e-2, 1e3, 1])[:, None]
-  output, gradients = differentiated("pallas", single(inputs), weight, 3)
+  output, gradients = differentiated("pallas_tpu", single(inputs), weight, 3)
   assert error(output, loop(**inputs, window_size=3)) <= 1e-3
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
@@ -109,7 +112,7 @@ def test_devices_share_the_batch():
   maps = dict.fromkeys(("query", "key", "value"), batch_sharding(mesh))
   with jax.set_mesh(mesh):
     found = differentiated(
-      "pallas",
+      "pallas_tpu",
       {k: jax.device_put(x, maps.get(k)) for k, x in inputs.items()},
       weight,
       3,
@@ -122,7 +125,7 @@ def test_it_has_no_forward_mode():
   inputs, _ = arrays(3, 4, 3)
   inputs = single(inputs)
   call = functools.partial(
-    slide_attention, window_size=3, implementation="pallas"
+    slide_attention, window_size=3, implementation="pallas_tpu"
   )
   with pytest.raises(TypeError, match="custom_vjp"):
     jax.jvp(lambda x: call(**inputs | {"key": x}), *[(inputs["key"],)] * 2)
@@ -146,10 +149,10 @@ def chosen(kind, shape, dtype=jnp.bfloat16, window=3, name="auto", rows=1):
 @pytest.mark.parametrize(
   "kind, options, name",
   [
-    ("TPU v5 lite", {}, "pallas"),
-    ("TPU v6 lite", dict(window=5), "pallas"),
-    ("TPU v5", dict(dtype=jnp.float32), "pallas"),
-    ("TPU v4", dict(shape=(32, 28, 28, 6, 32)), "pallas"),
+    ("TPU v5 lite", {}, "pallas_tpu"),
+    ("TPU v6 lite", dict(window=5), "pallas_tpu"),
+    ("TPU v5", dict(dtype=jnp.float32), "pallas_tpu"),
+    ("TPU v4", dict(shape=(32, 28, 28, 6, 32)), "pallas_tpu"),
     ("TPU v3", {}, "side_by_side"),
     ("cpu", {}, "products"),
     ("TPU v5 lite", dict(dtype=jnp.float16), "side_by_side"),
@@ -178,17 +181,39 @@ def test_auto_takes_it_where_it_serves(kind, options, name):
 def test_refusals(options, words):
   options = dict(kind="TPU v5 lite", shape=(4, 8, 8, 3, 32)) | options
   with pytest.raises(ValueError) as caught:
-    chosen(name="pallas", **options)
+    chosen(name="pallas_tpu", **options)
   assert words in str(caught.value)
 
 
 def test_several_tpus_without_a_mesh_take_xla(monkeypatch):
   empty = jax.sharding.get_abstract_mesh()
   x = jax.ShapeDtypeStruct((4, 8, 8, 3, 32), jnp.bfloat16)
-  for devices, name in ((1, "pallas"), (4, "side_by_side")):
+  for devices, name in ((1, "pallas_tpu"), (4, "side_by_side")):
     place = Place(empty, "tpu", "TPU v5 lite", devices)
     monkeypatch.setattr(Place, "current", lambda place=place: place)
     assert shifted._choose("auto", False, x, x, x, 3) == name
+
+
+def test_kernels_are_left_where_another_form_is_forced():
+  options = dict(kind="TPU v5 lite", shape=(4, 8, 8, 3, 32))
+  for name in ("xla", "xla_chunked"):
+    with dispatch.implementation(name):
+      assert chosen(**options) == "side_by_side"
+  for name in ("auto", "pallas_tpu"):
+    with dispatch.implementation(name):
+      assert chosen(**options) == "pallas_tpu"
+
+
+def test_the_log_says_why_kernels_do_not_serve(caplog):
+  caplog.set_level(logging.INFO)
+  dispatch.log_once.cache_clear()
+  for _ in range(2):
+    chosen("TPU v5 lite", (4, 8, 8, 3, 48))
+    chosen("TPU v5 lite", (4, 8, 8, 3, 32))
+  why, served = caplog.records
+  assert why.levelname == "WARNING"
+  assert "side_by_side, not pallas_tpu (heads are 48 wide" in why.getMessage()
+  assert served.getMessage() == "slide attention: pallas_tpu"
 
 
 @pytest.mark.parametrize(
