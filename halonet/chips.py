@@ -23,7 +23,9 @@ class Chip:
     devices: Devices per chip.
     vector_memory: Bytes of a TPU core's vector memory. It lets the form
       "pallas_tpu" serve the chip, with tiles that fit in it. None if those
-      kernels do not run there (before v4, no vector unit takes bfloat16).
+      kernels do not run there.
+    kernel_dtype: The dtype in which these kernels compute, if it is not that of
+      the maps. Before v4, a kernel's matrix products do not take bfloat16.
     topology: Example of a slice as the TPU compiler names it, generation and
       shape in chips, such as "v5e:4x4". It lets the commands of
       `halonet.tpu` estimate steps on slices of as many dimensions. None if the
@@ -39,6 +41,7 @@ class Chip:
   clock_hz: float | None = None
   devices: int = 1
   vector_memory: int | None = None
+  kernel_dtype: str | None = None
   topology: str | None = None
   compiler_options: Mapping[str, object] = dataclasses.field(
     default_factory=dict
@@ -60,7 +63,8 @@ CHIPS = (
   Chip(("TPU v2",), 22.5e12, 8 * _GIB, 350e9, 0.70e9, devices=2),
   Chip(
     ("TPU v3",), 61.5e12, 16 * _GIB, 450e9, 0.94e9,
-    devices=2, topology="v3:4x4"
+    devices=2, vector_memory=16 * _MIB, kernel_dtype="float32",
+    topology="v3:4x4"
   ),
   Chip(
     ("TPU v4",), 275e12, 32 * _GIB, 1200e9, 1.05e9,

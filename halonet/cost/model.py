@@ -296,6 +296,7 @@ class _Layers:
 _STAGE = re.compile(r"stem|stage\d+")
 # Kinds by the names of modules and of the scopes in an attention.
 _KINDS = {
+  "projections": "projections to q, k, v",
   "query": "projections to q, k, v",
   "key": "projections to q, k, v",
   "value": "projections to q, k, v",

@@ -1,4 +1,4 @@
-"""The contract between a host and its parts, and what attentions share."""
+"""The contract between a host and its parts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,11 +13,7 @@ from jaxtyping import Array, Float
 
 from halonet.fields import MOST_WIDTH, field
 from halonet.layers.layouts import Entries, Shapes, norm, same
-from halonet.ops.arguments import check_count
-
-# Draws linear layers and tables of transformers. Swin's, PVT's and Slide's
-# authors cut it off at ±2, a hundred deviations away.
-LINEAR_INIT = nn.initializers.normal(0.02)
+from halonet.layers.projections import check_heads
 
 Norm = Callable[..., nn.Module]  # Makes a norm, given its `name`.
 Activation = Callable[[jax.Array], jax.Array]
@@ -230,33 +226,6 @@ def resize_table(table: np.ndarray, offsets: int) -> np.ndarray:
   return (weights @ table).astype(table.dtype)
 
 
-def check_heads(
-  heads: int, qk_width: int, value_width: int, half_tables: bool = True
-) -> None:
-  """Raises ValueError unless both widths split evenly over the heads.
-
-  With `half_tables` a head's query must split once more: half of it meets the
-  row table, half the column table.
-  """
-  check_count("heads", heads)
-  check_count("the query width", qk_width)
-  check_count("the value width", value_width)
-  if (
-    qk_width < heads
-    or qk_width % heads
-    or (half_tables and qk_width // heads % 2)
-  ):
-    even = " to an even width per head" if half_tables else ""
-    raise ValueError(
-      f"heads is {heads}, which does not divide the query width {qk_width}"
-      f"{even}"
-    )
-  if value_width % heads:
-    raise ValueError(
-      f"heads is {heads}, which does not divide the value width {value_width}"
-    )
-
-
 def check_map(x: jax.Array, name: str = "x") -> None:
   """Raises ValueError unless x is a floating-point map in a batch."""
   if x.ndim != 4:
@@ -276,106 +245,6 @@ def round_to_eight(width: float) -> int:
   """Returns the nearest multiple of eight not more than a tenth below."""
   rounded = max(8, int(width + 4) // 8 * 8)
   return rounded if rounded >= 0.9 * width else rounded + 8
-
-
-class Projection(nn.Module):
-  """Maps channels linearly to those of all heads.
-
-  `LINEAR_INIT` draws a kernel with a bias, LeCun's rule one without.
-
-  Parameters are those of `nn.DenseGeneral`. The result is flat: an array with
-  an axis of heads would have another layout in a TPU's memory, and would be
-  copied before the attention's kernel.
-  """
-
-  heads: int
-  features: int
-  dtype: DTypeLike
-  bias: bool = False
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... v"]:
-    draw = LINEAR_INIT if self.bias else nn.initializers.lecun_normal()
-
-    def init(key, shape):
-      return draw(key, (shape[0], self.features)).reshape(shape)
-
-    heads = (self.heads, self.features // self.heads)
-    kernel = self.param("kernel", init, (x.shape[-1], *heads))
-    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    y = x @ kernel.reshape(x.shape[-1], self.features)
-    if self.bias:
-      bias = self.param("bias", nn.initializers.zeros, heads)
-      y += bias.reshape(self.features).astype(y.dtype)
-    return y
-
-
-def project(
-  x: Float[Array, "... c"],
-  heads: int,
-  features: int,
-  dtype: DTypeLike,
-  name: str,
-  scale: float | None = None,
-  bias: bool = False,
-) -> Float[Array, "... heads d"]:
-  """Applies a `Projection` of that name: `[…, c]` → `[…, heads, head_dim]`."""
-  y = Projection(heads, features, dtype, bias, name=name)(x)
-  if scale is not None:
-    y = y * scale  # While it is flat.
-  return y.reshape(*x.shape[:-1], heads, features // heads)
-
-
-def projections(
-  module: Any,
-  x: jax.Array,
-  *,
-  half_tables: bool,
-  scaled: bool,
-  keys: bool = True,
-  bias: bool = False,
-) -> tuple[jax.Array, jax.Array | None, jax.Array, int]:
-  """Projects a map to queries, keys and values, in a layer's compact method.
-
-  Args:
-    module: has `heads`, `qk_features`, `value_features` (the input's width if
-      None) and `dtype`.
-    x: `[batch, height, width, channels]`.
-    half_tables: whether half of a head's query meets each relative table.
-    scaled: whether queries are scaled by `head_dim ** -0.5`.
-    keys: whether there are keys.
-    bias: whether the projections have biases.
-
-  Returns:
-    Queries, keys and values, `[batch, height, width, heads, …]`, and head_dim.
-
-  Raises:
-    ValueError: if `heads` does not divide a width.
-  """
-  heads, dtype = module.heads, module.dtype
-  qk_features = module.qk_features or x.shape[-1]
-  value_features = module.value_features or x.shape[-1]
-  check_heads(heads, qk_features, value_features, half_tables)
-  head_dim = qk_features // heads
-  scale = head_dim**-0.5 if scaled else None
-  query = project(x, heads, qk_features, dtype, "query", scale, bias)
-  key = (
-    project(x, heads, qk_features, dtype, "key", bias=bias) if keys else None
-  )
-  value = project(x, heads, value_features, dtype, "value", bias=bias)
-  return query, key, value, head_dim
-
-
-def merge_heads(x: Float[Array, "b h w heads d"]) -> Float[Array, "b h w c"]:
-  """`[batch, height, width, heads, d]` → `[batch, height, width, heads·d]`."""
-  return x.reshape(*x.shape[:3], -1)
-
-
-def relative_table(
-  module: nn.Module, name: str, shape: tuple[int, int], head_dim: int
-) -> jax.Array:
-  """Returns a parameter of the module: an embedding for every offset."""
-  return module.param(name, nn.initializers.normal(head_dim**-0.5), shape)
 
 
 def average_pool(

@@ -19,12 +19,14 @@ from halonet.layers.base import (
   Site,
   average_pool,
   check_map,
-  merge_heads,
   position_entries,
+)
+from halonet.layers.layouts import Entries, Shapes
+from halonet.layers.projections import (
+  merge_heads,
   projections,
   relative_table,
 )
-from halonet.layers.layouts import Entries, Shapes
 from halonet.ops.arguments import check_count
 from halonet.ops.attention import global_attention
 

@@ -19,6 +19,8 @@ from halonet.layers.base import (
   Norm,
   Site,
   check_map,
+)
+from halonet.layers.projections import (
   merge_heads,
   projections,
   relative_table,
@@ -97,7 +99,10 @@ class HaloAttention(nn.Module):
     check_count("halo_size", self.halo_size, least=0)
     check_count("stride", self.stride)
     query, key, value, tables = positioned(
-      self, x, offsets=num_offsets(self.block_size, self.halo_size)
+      self,
+      x,
+      offsets=num_offsets(self.block_size, self.halo_size),
+      strided=self.stride > 1,
     )
     options = dict(
       block_size=self.block_size,
@@ -114,7 +119,12 @@ class HaloAttention(nn.Module):
 
 
 def positioned(
-  module: Any, x: Float[Array, "b h w c"], *, offsets: int, keys: bool = True
+  module: Any,
+  x: Float[Array, "b h w c"],
+  *,
+  offsets: int,
+  keys: bool = True,
+  strided: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array, list[jax.Array]]:
   """Projects a map, with positions, in a layer's compact method.
 
@@ -123,6 +133,7 @@ def positioned(
     x: `[batch, height, width, channels]`.
     offsets: number of rows of a relative table.
     keys: whether there are keys.
+    strided: whether only some queries are used.
 
   Returns:
     Queries, keys and values, `[batch, height, width, heads, …]`; and the
@@ -132,7 +143,12 @@ def positioned(
   if module.position == "absolute":
     x = x + sinusoids(*x.shape[1:]).astype(x.dtype)
   query, key, value, head_dim = projections(
-    module, x, half_tables=relative, scaled=True, keys=keys
+    module,
+    x,
+    half_tables=relative,
+    scaled=True,
+    keys=keys,
+    strided=strided,
   )
   names = ("relative_height", "relative_width") if relative else ()
   shape = offsets, head_dim // 2

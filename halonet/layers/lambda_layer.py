@@ -18,11 +18,10 @@ from halonet.layers.base import (
   Norm,
   Site,
   average_pool,
-  check_heads,
   check_map,
-  project,
 )
 from halonet.layers.layouts import Entries, Layout, Shapes
+from halonet.layers.projections import check_heads, project
 from halonet.ops.arguments import check_count
 from halonet.ops.lambdas import local_lambda
 

@@ -8,8 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from halonet.layers import layouts
-from halonet.layers.base import LINEAR_INIT
 from halonet.layers.layouts import Entries, Shapes
+from halonet.layers.projections import LINEAR_INIT
 
 gelu = functools.partial(nn.gelu, approximate=False)
 

@@ -17,7 +17,6 @@ from halonet.layers.base import (
   Site,
   average_pool,
   check_map,
-  merge_heads,
 )
 from halonet.layers.halo import (
   BLOCKED_IMPLEMENTATIONS,
@@ -25,6 +24,7 @@ from halonet.layers.halo import (
   check_position,
   positioned,
 )
+from halonet.layers.projections import merge_heads
 from halonet.ops.arguments import check_count
 from halonet.ops.attention import per_pixel_attention
 

@@ -18,13 +18,15 @@ from jaxtyping import Array, Float
 
 from halonet.fields import MOST_RATIO, field
 from halonet.layers.base import (
-  LINEAR_INIT,
   Attention,
   Norm,
   Site,
   average_pool,
-  check_heads,
   check_map,
+)
+from halonet.layers.projections import (
+  LINEAR_INIT,
+  check_heads,
   merge_heads,
   project,
 )

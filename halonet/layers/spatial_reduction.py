@@ -18,12 +18,11 @@ from halonet.layers.base import (
   Norm,
   Site,
   average_pool,
-  check_heads,
   check_map,
-  project,
 )
 from halonet.layers.convolution import KERNEL_INIT
 from halonet.layers.layouts import Entries, Shapes
+from halonet.layers.projections import check_heads, project
 from halonet.ops.arguments import check_count
 from halonet.ops.tokens import token_attention
 

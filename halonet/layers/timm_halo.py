@@ -15,14 +15,16 @@ from halonet.layers.base import (
   Site,
   average_pool,
   check_map,
-  merge_heads,
   position_entries,
-  projections,
-  relative_table,
   round_to_eight,
 )
 from halonet.layers.halo import Blocked, sow_attention
 from halonet.layers.layouts import Entries, Layout, Shapes
+from halonet.layers.projections import (
+  merge_heads,
+  projections,
+  relative_table,
+)
 from halonet.ops import positions
 from halonet.ops.arguments import check_count
 from halonet.ops.attention import blocked_local_attention
@@ -65,7 +67,11 @@ class TimmHaloAttention(nn.Module):
     check_count("halo_size", self.halo_size, least=0)
     check_count("stride", self.stride)
     query, key, value, head_dim = projections(
-      self, x, half_tables=False, scaled=True
+      self,
+      x,
+      half_tables=False,
+      scaled=True,
+      strided=self.stride > 1,
     )
     dead = 2 * self.halo_size
     rows = dead + positions.num_offsets(self.block_size, self.halo_size)

@@ -16,17 +16,19 @@ from jaxtyping import Array, Float
 from halonet.fields import MOST_SIDE, field, fields_of
 from halonet.layers import layouts
 from halonet.layers.base import (
-  LINEAR_INIT,
   Attention,
   Norm,
   Operator,
   Site,
   average_pool,
   check_map,
+)
+from halonet.layers.layouts import Entries, Layout, Shapes
+from halonet.layers.projections import (
+  LINEAR_INIT,
   merge_heads,
   projections,
 )
-from halonet.layers.layouts import Entries, Layout, Shapes
 from halonet.ops.arguments import check_count
 from halonet.ops.windows import window_attention
 

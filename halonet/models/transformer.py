@@ -14,9 +14,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from halonet.layers import layouts, mlp
-from halonet.layers.base import LINEAR_INIT
 from halonet.layers.layouts import Entries, Shapes
 from halonet.layers.mlp import Mlp, gelu, linear
+from halonet.layers.projections import LINEAR_INIT
 from halonet.models.backbone import Backbone, check_images, classify, pool
 from halonet.models.parts import BlockSpec
 from halonet.models.transformer_spec import TransformerSpec

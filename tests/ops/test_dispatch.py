@@ -67,12 +67,12 @@ def test_auto_takes_kernels_on_tpus(kind, caplog):
 @pytest.mark.parametrize(
   "arguments, reason",
   [
-    (dict(kind="TPU v3"), "TPU v3 is not one of TPU v4, TPU v5e"),
+    (dict(kind="TPU v2"), "TPU v2 is not one of TPU v3, TPU v4, TPU v5e"),
     (dict(dtype="float32"), "it takes bfloat16, not float32"),
     (dict(batch=6), "a batch of 6 does not split over 4 devices"),
     (dict(rows=2), "the mesh splits 'rows', and kernels can split only 'data'"),
     (dict(head_dim=4), "heads are 4 and 16 wide, not multiples of 8"),
-    (dict(kind="TPU v4", width=5000), "not even a row of blocks fits"),
+    (dict(height=800, width=800, block_size=800), "not even a block fits"),
   ],
 )
 def test_what_kernels_cannot_serve_is_said(arguments, reason, caplog):
@@ -160,12 +160,28 @@ def test_a_jax_without_triton_is_said(monkeypatch):
     chosen("NVIDIA H100", "pallas_gpu")
 
 
-def test_large_maps_are_cut_into_strips_that_fit():
+def test_large_maps_are_cut_into_parts_that_fit():
   query, _, value = maps()
-  assert fit(query, value, layer(), 128 << 20).strips == 1
-  assert 1 < fit(query, value, layer(), 16 << 20).strips <= 8
-  largest = layer(height=160, width=160, block_size=10)
-  assert fit(query, maps(value_dim=64)[2], largest, 128 << 20).strips > 1
+  empty = jax.sharding.get_abstract_mesh()
+
+  def parts(kind, value, **options):
+    place = Place(empty, "tpu", kind, 1)
+    tiling = fit(query, value, layer(**options), place)
+    return tiling.strips, tiling.panels, tiling.heads
+
+  heads = query.shape[3]
+  assert parts("TPU v5 lite", value) == (1, 1, heads)
+  strips, *rest = parts("TPU v4", value)
+  assert 1 < strips <= 8 and rest == [1, heads]
+  large = dict(height=160, width=160, block_size=10)
+  wide = maps(value_dim=64)[2]
+  strips, *rest = parts("TPU v5 lite", wide, **large)
+  assert strips > 1 and rest == [1, heads]
+  strips, panels, count = parts("TPU v4", wide, **large)
+  assert strips == 16 and panels > 1 and count == heads
+  # Float32 needs more memory, and one large block more than its share.
+  *_, count = parts("TPU v3", wide, height=40, width=40, block_size=40)
+  assert count < heads
 
 
 def test_a_form_is_forced_on_what_is_traced_inside():

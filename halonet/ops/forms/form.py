@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from halonet.chips import Chip, find_kind
@@ -71,6 +72,11 @@ class Place:
     are interpreted or do not run."""
     return self.chip.vector_memory if self.chip else None
 
+  def kernel_dtype(self, dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype in which TPU kernels compute on maps of a dtype."""
+    chip = self.chip
+    return jnp.dtype((chip and chip.kernel_dtype) or dtype)
+
   def refuses_kernels(self, *maps: Shaped | None) -> str | None:
     """Says why no kernel can serve these maps here, or returns None."""
     maps = [x for x in maps if x is not None]
@@ -85,10 +91,10 @@ class Place:
       return f"a batch of {batch} does not split over {shares} devices"
     return None
 
-  def split(self, kernel: Callable) -> Callable:
+  def split(self, kernel: Callable, maps: int = 3) -> Callable:
     """Makes every device call `kernel` for its share of the batch.
 
-    The first three arguments and the result are split along their first axis.
+    The result and the first `maps` arguments are split along their first axis.
     Further arguments go to every device as they are.
     """
     if not self.axes:
@@ -96,7 +102,7 @@ class Place:
     share = PartitionSpec(DATA)
 
     def call(*arrays):
-      specs = [share] * 3 + [PartitionSpec()] * (len(arrays) - 3)
+      specs = [share] * maps + [PartitionSpec()] * (len(arrays) - maps)
       return jax.shard_map(
         kernel, in_specs=tuple(specs), out_specs=share, check_vma=False
       )(*arrays)

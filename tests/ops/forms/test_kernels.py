@@ -1,14 +1,29 @@
 """The fused kernels, interpreted, against a float64 loop over pixels."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
+from halonet.ops.attention import blocked_local_attention
+from halonet.ops.forms.form import Place
+from halonet.ops.forms.tpu import pallas_tpu
 from halonet.ops.forms.tpu.fused import fused_attention
 from halonet.ops.forms.tpu.tiling import Tiling
 from halonet.ops.neighbourhood import Neighbourhood
 from halonet.ops.positions import Tables
-from tests.ops.test_attention import arrays, case, cases, check, compiled
+from tests.ops import reference
+from tests.ops.test_attention import (
+  arrays,
+  case,
+  cases,
+  check,
+  compiled,
+  relative_error,
+)
 
+SLOW = pytest.mark.slow
 KERNELS = pytest.mark.parametrize("kernels", ["pallas_tpu", "pallas_gpu"])
 
 
@@ -39,19 +54,25 @@ def test_matches_the_per_pixel_loop_everywhere(kernels, case):
 
 
 @pytest.mark.parametrize(
-  "case, strips",
+  "case, strips, panels",
   [
     # The last row of blocks is beyond the map.
-    (case((1, 9, 5, 1, 4), 4, 3, mask_padding=False), 2),
-    pytest.param(
-      case((1, 12, 7, 2, 4), 4, 2, stride=2), 3, marks=pytest.mark.slow
+    (case((1, 9, 5, 1, 4), 4, 3, mask_padding=False), 2, 1),
+    (case((2, 9, 9, 1, 4), 4, 3), 2, 2),  # and the last column
+    pytest.param(case((1, 12, 7, 2, 4), 4, 2, stride=2), 3, 1, marks=SLOW),
+    (case((1, 5, 4, 2, 4), 2, 0), 3, 1),
+    pytest.param(  # a halo beyond strip and map
+      case((1, 6, 4, 1, 4), 2, 7, mask_window=True), 3, 1, marks=SLOW
     ),
-    pytest.param(
-      case((1, 6, 4, 1, 4), 2, 7, mask_window=True), 3, marks=pytest.mark.slow
-    ),
+    # a halo beyond all panels
+    pytest.param(case((1, 4, 4, 1, 4), 2, 5), 1, 2, marks=SLOW),
+    pytest.param(case((2, 9, 12, 2, 4), 4, 2, stride=2), 1, 3, marks=SLOW),
+    # Two groups: heads of 64 channels.
+    pytest.param(case((1, 9, 9, 4, 64), 4, 3, value_dim=128), 3, 1, marks=SLOW),
+    pytest.param(case((1, 6, 6, 4, 64), 4, 1, stride=2), 2, 2, marks=SLOW),
   ],
 )
-def test_strips_change_nothing(case, strips):
+def test_strips_and_panels_change_nothing(case, strips, panels):
   _, _, options = arrays(case)
   _, height, width, heads, head_dim = case["shape"]
   halo = case["halo_size"]
@@ -68,6 +89,7 @@ def test_strips_change_nothing(case, strips):
     head_dim=head_dim,
     value_dim=case["value_dim"],
     strips=strips,
+    panels=panels,
   )
 
   def attention(query, key, value, *tables):
@@ -77,9 +99,38 @@ def test_strips_change_nothing(case, strips):
       value,
       Tables(*tables, -layer.farthest),
       tiling,
-      split=lambda kernel: kernel,
+      split=lambda kernel, maps: kernel,
       vmem_limit=None,
       interpret=True,
     )
 
   check(case, "pallas_tpu", attention, jit=compiled)
+
+
+def test_v3_computes_in_float32_for_a_part_of_the_heads(monkeypatch):
+  """Tables and maps are bfloat16, and so are gradients."""
+  place = Place(jax.sharding.get_abstract_mesh(), "cpu", "TPU v3", 1)
+  layer = Neighbourhood(height=5, width=4, block_size=4, halo_size=1)
+  monkeypatch.setattr(Place, "current", lambda: place)
+  monkeypatch.setattr(pallas_tpu, "fit", lambda *arguments: one_head)
+  one_head = Tiling(layer=layer, heads=1, head_dim=4, value_dim=4)
+  inputs, weight, options = arrays(case((1, 5, 4, 2, 4), 4, 1))
+  exact = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in inputs]
+
+  def loss(*inputs):
+    output = blocked_local_attention(
+      *inputs, **options, implementation="pallas_tpu"
+    )
+    assert output.dtype == jnp.bfloat16
+    return (output.astype(jnp.float32) * weight).sum()
+
+  gradients = jax.grad(loss, argnums=range(5))(
+    *(jnp.asarray(x, jnp.bfloat16) for x in exact)
+  )
+  expected = reference.blocked_local_attention(
+    *exact, **options, output_gradient=weight
+  )
+  for ours, wanted in zip(gradients, expected, strict=True):
+    assert ours.dtype == jnp.bfloat16
+    # Only inputs and results are rounded, to 8 bits.
+    assert relative_error(ours, wanted) <= 2**-7

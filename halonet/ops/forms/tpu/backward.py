@@ -9,16 +9,24 @@ from jax.experimental.pallas import tpu as pltpu
 
 from halonet.ops.forms.tpu import staging, tile_logits
 from halonet.ops.forms.tpu.grid_steps import (
+  first_block,
   for_blocks,
   head_rows,
+  key_window,
   map_bytes,
+  operand_specs,
+  operands,
   own,
+  parts,
+  pieces,
+  query_rows,
   scratch_bytes,
   strip,
+  strip_index,
+  value_window,
   whole,
-  window,
 )
-from halonet.ops.forms.tpu.tiling import Tiling, tile_bytes
+from halonet.ops.forms.tpu.tiling import LANES, Tiling, tile_bytes
 
 # Keys of the tiles that are computed together; more take longer to compile.
 _KEYS = 1792
@@ -26,197 +34,265 @@ _KEYS = 1792
 
 def backward(
   tiling: Tiling,
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  maps: tuple[jax.Array, ...],
   table: jax.Array,
   sums: jax.Array,
   gradient: jax.Array,
   *,
   vmem_limit: int | None,
   interpret: bool,
-) -> tuple[jax.Array, ...]:
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
   """Returns the gradients of `halonet.ops.forms.tpu.forward.forward`.
 
   Args:
     tiling: of the layer.
-    query: the argument of the forward pass, like the three that follow.
-    key: as above.
-    value: as above.
-    table: as above.
+    maps: the argument of the forward pass.
+    table: the same.
     sums: log-sum-exp that the forward pass returned.
     gradient: gradient of its output.
     vmem_limit: bytes of vector memory that the kernel may use.
     interpret: whether to run without a TPU.
 
   Returns:
-    The gradients of `query`, `key`, `value` and `table`, in their dtypes.
+    The gradients of `maps` and `table`, in their dtypes.
   """
-  batch = query.shape[0]
+  batch, dtype = maps[0].shape[0], maps[0].dtype
   lanes = jnp.asarray(tiling.lane_table())
-  query_spec = strip(tiling, query.shape, tiling.key_lanes)
-  key_spec = strip(tiling, key.shape, tiling.key_lanes)
-  value_spec = strip(tiling, value.shape, tiling.value_lanes)
-  tables = (batch, tiling.strips, tiling.groups, *table.shape)
+  tables = (batch, tiling.groups, tiling.strips, *table.shape)
   *gradients, dtable = pl.pallas_call(
     functools.partial(_kernel, tiling),
-    grid=(batch, tiling.strips, tiling.groups),
+    grid=(batch, tiling.groups, tiling.strips),
     in_specs=[
       whole(lanes.shape),
       whole(table.shape),
-      query_spec,
-      key_spec,
-      value_spec,
+      *operand_specs(tiling, maps),
       own(sums.shape),
       strip(tiling, gradient.shape, tiling.value_lanes),
     ],
     out_specs=[
-      query_spec,
-      key_spec,
-      value_spec,
+      # Strips overlap: the kernel itself copies the rows that are done.
+      pl.BlockSpec(memory_space=pl.ANY),
+      *(strip(tiling, x.shape, tiling.key_lanes) for x in maps[1:]),
       own(tables),
     ],
     out_shape=[
-      *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query, key, value)),
+      *(jax.ShapeDtypeStruct(x.shape, dtype) for x in maps),
       jax.ShapeDtypeStruct(tables, jnp.float32),
     ],
     scratch_shapes=[
-      pltpu.VMEM(shape, dtype) for shape, dtype in _scratch(tiling, query.dtype)
+      *(pltpu.VMEM(*memory) for memory in _scratch(tiling, dtype)),
+      pltpu.SemaphoreType.DMA,
     ],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel",) * 3,
+      dimension_semantics=("parallel", "parallel", "arbitrary"),
       vmem_limit_bytes=vmem_limit,
     ),
     interpret=interpret,
     name="halo_attention_backward",
-  )(lanes, table, query, key, value, sums, gradient)
-  return *gradients, dtable.sum(axis=(0, 1, 2)).astype(table.dtype)
+  )(lanes, table, *operands(tiling, maps), sums, gradient)
+  return tuple(gradients), dtable.sum(axis=(0, 1, 2)).astype(table.dtype)
 
 
 def backward_bytes(tiling: Tiling, dtype) -> int:
   """Returns the bytes of a grid step: operands twice, scratch once."""
   itemsize = jnp.dtype(dtype).itemsize
-  sums = tiling.bands * tiling.head_tiles, tiling.strip_rows * tiling.layer.cols
+  sums = tiling.bands * tiling.head_tiles, tiling.strip_rows * tiling.panel_cols
   sums = tile_bytes((*sums, tiling.tile_lanes), 4)
-  table = tile_bytes((2 * tiling.offsets_padded, tiling.key_lanes), 4)
-  blocks = 2 * map_bytes(tiling, itemsize) + sums + table
+  table = tile_bytes((2 * tiling.offsets_padded, tiling.key_span), 4)
+  blocks = map_bytes(tiling, itemsize) + sums + table
+  if not tiling.joined:
+    side = tiling.layer.side
+    queries = tiling.strip_rows * side, tiling.panel_cols * side
+    blocks += tile_bytes((*queries, tiling.key_lanes), itemsize)
   return 2 * blocks + scratch_bytes(_scratch(tiling, dtype))
 
 
 def _scratch(tiling, dtype):
-  keys, values = tiling.key_lanes, tiling.value_lanes
-  key_windows = staging.windows_shape(tiling, keys)
-  value_windows = staging.windows_shape(tiling, values)
+  context = tiling.context_lanes
+  windows = staging.windows_shape(tiling, context)
+  values = tiling.value_shift + tiling.value_lanes
+  lanes = sum(lanes for _, lanes in parts(tiling))
   return (
-    (staging.queries_shape(tiling, keys), jnp.float32),
+    (staging.queries_shape(tiling, tiling.key_span), jnp.float32),
     (staging.queries_shape(tiling, values), jnp.float32),
-    (key_windows, dtype),
-    (value_windows, dtype),
-    (staging.queries_shape(tiling, keys), jnp.float32),
-    (key_windows, jnp.float32),
-    (value_windows, jnp.float32),
-    (staging.buffer_shape(tiling, keys), jnp.float32),
-    (staging.buffer_shape(tiling, values), jnp.float32),
+    (windows, dtype),
+    (staging.queries_shape(tiling, tiling.key_lanes), jnp.float32),
+    (windows, jnp.float32),
+    (staging.buffer_shape(tiling, context), jnp.float32),
+    ((tiling.rows + tiling.halo_rows, tiling.width, lanes), dtype),
   )
 
 
-def _kernel(
-  tiling,
-  lanes_ref,
-  table_ref,
-  query_ref,
-  key_ref,
-  value_ref,
-  sums_ref,
-  gradient_ref,
-  dquery_ref,
-  dkey_ref,
-  dvalue_ref,
-  dtable_ref,
-  queries,
-  gradients,
-  keys,
-  values,
-  dqueries,
-  dkeys,
-  dvalues,
-  key_buffer,
-  value_buffer,
-):
-  first_row = pl.program_id(1) * tiling.strip_rows
-  staging.stage_queries(tiling, query_ref, queries)
-  staging.stage_queries(tiling, gradient_ref, gradients)
-  staging.stage_windows(tiling, key_ref, key_buffer, keys)
-  staging.stage_windows(tiling, value_ref, value_buffer, values)
-  dkeys[...] = jnp.zeros_like(dkeys)
-  dvalues[...] = jnp.zeros_like(dvalues)
+def _kernel(tiling, lanes_ref, table_ref, *refs):
+  count = len(pieces(tiling)) + (not tiling.joined)
+  maps, others, scratch = refs[:count], refs[count:-8], refs[-8:]
+  sums_ref, gradient_ref, dmap_ref, *dquery_ref, dtable_ref = others
+  queries, gradients, windows, dqueries = scratch[:4]
+  dwindows, buffer, rows, semaphore = scratch[4:]
+  index, first = strip_index(tiling), first_block(tiling)
+  staging.stage_queries(tiling, query_rows(tiling, maps, index), queries)
+  staging.stage_queries(
+    tiling, lambda row: gradient_ref[0, row], gradients, tiling.value_shift
+  )
+  staging.stage_windows(tiling, maps, index, buffer, windows)
+  staging.carry_windows(tiling, index, dwindows)
   dtable_ref[...] = jnp.zeros_like(dtable_ref)
 
   def differentiate(places, band):
     lanes = lanes_ref[band]
     heads = range(tiling.head_tiles)
     tiles = [(at, head) for at in range(len(places)) for head in heads]
-    windows = [window(tiling, keys, row, col) for row, col in places]
-    windows = [jnp.concatenate([x, table_ref[...]], axis=0) for x in windows]
+    near = [key_window(tiling, windows, *place) for place in places]
+    near = [jnp.concatenate([x, table_ref[...]], axis=0) for x in near]
     masked_queries, masked_gradients = (
       [
         staging.masked_heads(
-          tiling, x[*places[at], band], head, dim, keys.dtype
+          tiling, x[*places[at], band], head, dim, windows.dtype, shift
         )
         for at, head in tiles
       ]
-      for x, dim in (
-        (queries, tiling.head_dim),
-        (gradients, tiling.value_dim),
+      for x, dim, shift in (
+        (queries, tiling.head_dim, 0),
+        (gradients, tiling.value_dim, tiling.value_shift),
       )
     )
     products = [
-      tile_logits.product(windows[at], query, (1, 1))
+      tile_logits.product(near[at], query, (1, 1))
       for query, (at, _) in zip(masked_queries, tiles, strict=True)
     ]
     dweights = [
-      tile_logits.product(window(tiling, values, *places[at]), gradient, (1, 1))
+      tile_logits.product(
+        value_window(tiling, windows, *places[at]), gradient, (1, 1)
+      )
       for gradient, (at, _) in zip(masked_gradients, tiles, strict=True)
     ]
     weights = []
     for x, (at, head) in zip(products, tiles, strict=True):
-      logits = tile_logits.add_positions(
-        tiling, x, lanes, first_row, places[at]
-      )
-      block = places[at][0] * tiling.layer.cols + places[at][1]
-      index = band * tiling.head_tiles + head
-      weights.append(
-        jnp.exp(logits - sums_ref[0, 0, 0, index, pl.ds(block, 1)])
-      )
+      logits = tile_logits.add_positions(tiling, x, lanes, first, places[at])
+      block = places[at][0] * tiling.panel_cols + places[at][1]
+      tile = band * tiling.head_tiles + head
+      weights.append(jnp.exp(logits - sums_ref[0, 0, 0, tile, pl.ds(block, 1)]))
     dproducts = [
-      tile_logits.product_gradients(tiling, x, dx, lanes).astype(keys.dtype)
+      tile_logits.product_gradients(tiling, x, dx, lanes).astype(windows.dtype)
       for x, dx in zip(weights, dweights, strict=True)
     ]
-    weights = [x.astype(values.dtype) for x in weights]
-    turned = [x.T for x in windows]
+    weights = [x.astype(windows.dtype) for x in weights]
+    turned = [x.T for x in near]
     for at, (row, col) in enumerate(places):
-      mine = [index for index, item in enumerate(tiles) if item[0] == at]
+      mine = [number for number, item in enumerate(tiles) if item[0] == at]
       pixels = pl.ds(row * tiling.layer.block_size, tiling.layer.window)
       size = tiling.layer.window, tiling.window_padded
       dvalue = _sum_of_products(weights, masked_gradients, mine)
-      dvalues[col, pixels] += dvalue.reshape(*size, -1)
       dkey = _sum_of_products(dproducts, masked_queries, mine)
-      dkeys[col, pixels] += dkey[: tiling.keys].reshape(*size, -1)
       dtable_ref[0, 0, 0] += dkey[tiling.keys :]
+      both = _overlapped(tiling, dkey[: tiling.keys], dvalue)
+      dwindows[col, pixels] += both.reshape(*size, -1)
       dquery = []
-      for index in mine:
+      for tile in mine:
         channels = head_rows(
-          tiling, turned[at], tiles[index][1], tiling.head_dim
+          tiling, turned[at], tiles[tile][1], tiling.head_dim
         )
-        dquery.append(tile_logits.product(channels, dproducts[index], (1, 0)))
+        dquery.append(tile_logits.product(channels, dproducts[tile], (1, 0)))
       dqueries[row, col, band] = staging.merged_heads(
         tiling, dquery, tiling.head_dim
       )
 
   for_blocks(tiling, differentiate, _KEYS)
-  staging.unstage_queries(tiling, dqueries, dquery_ref)
-  staging.add_windows(tiling, dkeys, key_buffer, dkey_ref)
-  staging.add_windows(tiling, dvalues, value_buffer, dvalue_ref)
+  _gather_queries(tiling, dqueries, dquery_ref, rows)
+  step = pl.program_id(0), pl.program_id(1), index  # Not known in a loop.
+  copy = functools.partial(_copy, tiling, step, rows, dmap_ref, semaphore)
+  staging.add_windows(
+    tiling, index, dwindows, buffer, rows, functools.partial(copy, "start")
+  )
+  size = tiling.layer.block_size
+
+  @pl.loop(0, tiling.strip_rows)
+  def _(row):
+    copy("wait", row * size, size)
+
+  if tiling.halo_rows:
+
+    @pl.when(index == tiling.strips - 1)
+    def _():
+      @pl.loop(tiling.rows, tiling.rows + tiling.halo_rows)
+      def _(row):
+        copy("wait", row, 1)
+
+
+def _gather_queries(tiling, dqueries, dquery_ref, rows):
+  """Puts gradients of queries in a map of their own, or beside the others."""
+  kept, lane = tiling.halo_rows, tiling.context_lanes
+  if not tiling.joined:
+    (dquery_ref,) = dquery_ref
+
+    def write(row, line):
+      dquery_ref[0, row] = line.astype(dquery_ref.dtype)
+
+    staging.unstage_queries(tiling, dqueries, write)
+    return
+
+  # The last rows of the strip before wait for gradients of keys and values.
+  @pl.loop(0, kept)
+  def _(row):
+    rows[row, :, lane:] = rows[tiling.rows + row, :, lane:]
+
+  def write(row, line):
+    rows[kept + row, :, lane:] = line.astype(rows.dtype)
+
+  staging.unstage_queries(tiling, dqueries, write)
+
+
+def _copy(tiling, step, rows, dmap_ref, semaphore, act, first, count):
+  """Starts or awaits copies of rows to memory.
+
+  Args:
+    tiling: of the layer.
+    step: indices of the image, the group and the strip.
+    rows: scratch, of which the first row is `halo_rows` above the strip.
+    dmap_ref: gradient of the map, in memory.
+    semaphore: of all copies.
+    act: "start" or "wait".
+    first: first row of `rows`.
+    count: number of rows.
+  """
+  image, group, index = step
+  place = index * tiling.rows - tiling.halo_rows + first
+
+  def copy(first, place, count):
+    lane = 0
+    for start, lanes in pieces(tiling):
+      if tiling.groups > 1:
+        start = pl.multiple_of(start + group * lanes, LANES)
+      source = rows.at[pl.ds(first, count), :, pl.ds(lane, lanes)]
+      target = dmap_ref.at[image, pl.ds(place, count), :, pl.ds(start, lanes)]
+      getattr(pltpu.make_async_copy(source, target, semaphore), act)()
+      lane += lanes
+
+  if not tiling.halo_rows:
+    copy(first, place, count)
+    return
+  pl.when(place >= 0)(lambda: copy(first, place, count))
+
+  # The first strip begins above the map.
+  @pl.when(place < 0)
+  def _():
+    for row in range(count):
+      pl.when(place + row >= 0)(
+        lambda row=row: copy(first + row, place + row, 1)
+      )
+
+
+def _overlapped(tiling, dkey, dvalue):
+  """Puts gradients of keys and values side by side, adding what they share.
+
+  Where keys end within a register, both have that register. Each is zero in the
+  other's channels.
+  """
+  start, span = tiling.value_start, tiling.key_span
+  shared = dkey[:, start:] + dvalue[:, : span - start] if span > start else None
+  pieces = [dkey[:, :start], shared, dvalue[:, span - start :]]
+  pieces = [x for x in pieces if x is not None and x.shape[1]]
+  return jnp.concatenate(pieces, axis=1)
 
 
 def _sum_of_products(x, y, indices):

@@ -11,14 +11,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from halonet.ops import blocks
 from halonet.ops.forms.tpu import backward as backward_lib
 from halonet.ops.forms.tpu import forward as forward_lib
 from halonet.ops.forms.tpu.tiling import Tiling
 from halonet.ops.positions import Tables
 
 # Vector memory for values that do not fit in registers, in bytes.
-_SPILLED = 4 << 20
+_SPILLED = 6 << 20
 
 
 def fused_attention(
@@ -28,7 +27,7 @@ def fused_attention(
   tables: Tables,
   tiling: Tiling,
   *,
-  split: Callable[[Callable], Callable],
+  split: Callable[[Callable, int], Callable],
   vmem_limit: int | None,
   interpret: bool,
 ) -> jax.Array:
@@ -45,30 +44,70 @@ def fused_attention(
     interpret: whether to run the kernels without a TPU, slowly.
   """
   layer = tiling.layer
-  # Flat before devices are told apart, where XLA no longer drops a reshape.
-  query, key, value = (
-    blocks.pad_to_blocks(x.reshape(*x.shape[:3], -1), layer.block_size)
-    for x in (query, key, value)
-  )
+  # Flat before devices are told apart, where XLA no longer drops a reshape. The
+  # parts of one projection lie beside each other already.
+  flat = [x.reshape(*x.shape[:3], -1) for x in (key, value, query)]
+  size = layer.block_size
+  sides = tiling.strips * tiling.rows, tiling.panels * tiling.panel_cols * size
+
+  def padded(*maps):
+    x = jnp.concatenate(maps, axis=-1)
+    ends = [
+      (0, side - old) for side, old in zip(sides, x.shape[1:3], strict=True)
+    ]
+    return jnp.pad(x, ((0, 0), *ends, (0, 0))) if any(map(max, ends)) else x
+
+  if tiling.joined:
+    maps = (padded(*flat),)
+  else:
+    query = padded(flat.pop())[:, :: layer.stride, :: layer.stride]
+    maps = padded(*flat), query
   table = _table(tiling, *tables.spanning(-layer.farthest, layer.farthest))
-  attention = split(
-    functools.partial(_attention, tiling, vmem_limit, interpret)
-  )
-  missing = tiling.strips * tiling.strip_rows * layer.block_size
-  missing = (0, missing - query.shape[1])
-  query, key, value = (
-    jnp.pad(x, ((0, 0), missing, (0, 0), (0, 0))) if missing[1] else x
-    for x in (query, key, value)
-  )
-  output = attention(
-    query[:, :: layer.stride, :: layer.stride],
-    _strips(tiling, key),
-    _strips(tiling, value),
-    table.astype(query.dtype),
-  )
+
+  def attend(*arrays):
+    *maps, table = arrays
+    maps = map(
+      functools.partial(_cut, tiling.panels), maps, (tiling.halo_cols, 0)
+    )
+    output = _attention(tiling, vmem_limit, interpret, tuple(maps), table)
+    return _join(tiling.panels, output)
+
+  output = split(attend, len(maps))(*maps, table.astype(query.dtype))
   height, width = layer.output_size
   output = output[:, :height, :width]
   return output.reshape(*output.shape[:3], tiling.heads, tiling.value_dim)
+
+
+def _cut(panels, x, halo):
+  """Cuts maps from left to right into images that overlap by `2 · halo`."""
+  if panels == 1:
+    return x
+  batch, height, width, channels = x.shape
+  x = x.reshape(batch, height, panels, width // panels, channels)
+  x = jnp.moveaxis(x, 2, 1)
+  if halo:
+    # Columns of the neighbours. A halo may be wider than a panel.
+    before, after = [], []
+    size = width // panels
+    for step in range(1, -(-halo // size) + 1):
+      share = min(size, halo - (step - 1) * size)
+      far = min(step, panels)
+      ends = ((0, 0), (far, 0)), ((0, 0), (0, far))
+      rest = ((0, 0),) * 3
+      before.insert(
+        0, jnp.pad(x[:, :-step, :, size - share :], (*ends[0], *rest))
+      )
+      after.append(jnp.pad(x[:, step:, :, :share], (*ends[1], *rest)))
+    x = jnp.concatenate([*before, x, *after], axis=3)
+  return x.reshape(-1, *x.shape[2:])
+
+
+def _join(panels, x):
+  """Inverts `_cut` for images that do not overlap."""
+  if panels == 1:
+    return x
+  parts = x.reshape(-1, panels, *x.shape[1:])
+  return jnp.concatenate([parts[:, i] for i in range(panels)], axis=2)
 
 
 def vector_memory(tiling: Tiling, dtype: jnp.dtype) -> int:
@@ -76,21 +115,6 @@ def vector_memory(tiling: Tiling, dtype: jnp.dtype) -> int:
   return _SPILLED + max(
     forward_lib.forward_bytes(tiling, dtype),
     backward_lib.backward_bytes(tiling, dtype),
-  )
-
-
-def _strips(tiling, x):
-  """Puts the strips of a map beneath each other, each with its halo rows."""
-  if tiling.strips == 1:
-    return x
-  halo, rows = (
-    tiling.layer.halo_size,
-    tiling.strip_rows * tiling.layer.block_size,
-  )
-  x = jnp.pad(x, ((0, 0), (halo, halo), (0, 0), (0, 0)))
-  starts = range(0, tiling.strips * rows, rows)
-  return jnp.concatenate(
-    [x[:, start : start + rows + 2 * halo] for start in starts], axis=1
   )
 
 
@@ -103,27 +127,25 @@ def _table(tiling, relative_height, relative_width):
   table = jnp.concatenate(
     [jnp.pad(relative_height, height), jnp.pad(relative_width, width)]
   )
-  return jnp.tile(table, (1, tiling.group_heads))
+  table = jnp.tile(table, (1, tiling.group_heads))
+  return jnp.pad(table, ((0, 0), (0, tiling.key_span - tiling.key_lanes)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attention(tiling, vmem_limit, interpret, query, key, value, table):
+def _attention(tiling, vmem_limit, interpret, maps, table):
   options = dict(vmem_limit=vmem_limit, interpret=interpret)
-  return forward_lib.forward(tiling, query, key, value, table, **options)[0]
+  return forward_lib.forward(tiling, maps, table, **options)[0]
 
 
-def _forward(tiling, vmem_limit, interpret, query, key, value, table):
-  inputs = query, key, value, table
-  output, sums = forward_lib.forward(
-    tiling, *inputs, vmem_limit=vmem_limit, interpret=interpret
-  )
-  return output, (*inputs, sums)
+def _forward(tiling, vmem_limit, interpret, maps, table):
+  options = dict(vmem_limit=vmem_limit, interpret=interpret)
+  output, sums = forward_lib.forward(tiling, maps, table, **options)
+  return output, (maps, table, sums)
 
 
 def _backward(tiling, vmem_limit, interpret, saved, gradient):
-  return backward_lib.backward(
-    tiling, *saved, gradient, vmem_limit=vmem_limit, interpret=interpret
-  )
+  options = dict(vmem_limit=vmem_limit, interpret=interpret)
+  return backward_lib.backward(tiling, *saved, gradient, **options)
 
 
 _attention.defvjp(_forward, _backward)

@@ -15,6 +15,7 @@ def refuses(
 ) -> str | None:
   """Says why the kernels cannot serve a layer, or returns None."""
   dtype = query.dtype
+  kernel_dtype = place.kernel_dtype(dtype)
   reason = place.refuses_kernels(query, key, value) or refuses_chip(place)
   if reason is not None:
     return reason
@@ -22,12 +23,12 @@ def refuses(
     return f"it takes float32 or bfloat16, not {dtype}"
   if window_size > _WINDOW:
     return f"it takes windows of up to {_WINDOW} pixels, not {window_size}"
-  if fit(query.shape, window_size, dtype, None) is None:
+  if fit(query.shape, window_size, kernel_dtype, None) is None:
     return (
       f"heads are {query.shape[-1]} wide, which does not divide 128, and all"
       " heads together are wider"
     )
-  if fit(query.shape, window_size, dtype, place.vector_memory) is None:
+  if fit(query.shape, window_size, kernel_dtype, place.vector_memory) is None:
     return f"the map does not fit in the vector memory of {place.kind}"
   return None
 
@@ -37,10 +38,11 @@ def attend(*arrays: jax.Array) -> jax.Array:
   # Pallas takes long to import, and most machines have no TPU.
   from halonet.ops.forms.tpu.slide_fused import slide_fused
 
-  place = Place.current()
+  place, dtype = Place.current(), arrays[0].dtype
+  kernel_dtype = place.kernel_dtype(dtype)
   return slide_fused(
-    *arrays,
+    *(x.astype(kernel_dtype) for x in arrays),
     split=place.split,
     memory=place.vector_memory,
     interpret=place.platform != "tpu",
-  )
+  ).astype(dtype)

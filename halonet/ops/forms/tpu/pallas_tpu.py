@@ -1,10 +1,13 @@
 """The form "pallas_tpu": fused kernels for TPUs."""
 
+import itertools
+
 import jax.numpy as jnp
 
 from halonet.chips import CHIPS
-from halonet.ops.forms.form import Form, Place
+from halonet.ops.forms.form import Form, Place, Shaped
 from halonet.ops.forms.tpu.tiling import Tiling
+from halonet.ops.neighbourhood import Neighbourhood
 
 
 class PallasTpu(Form):
@@ -27,26 +30,32 @@ class PallasTpu(Form):
     widths = query.shape[-1], value.shape[-1]
     if any(width % 8 for width in widths):
       return f"heads are {widths[0]} and {widths[1]} wide, not multiples of 8"
-    if fit(query, value, layer, place.vector_memory) is None:
-      return (
-        f"not even a row of blocks fits in the vector memory of {place.kind}"
-      )
+    if fit(query, value, layer, place) is None:
+      return f"not even a block fits in the vector memory of {place.kind}"
     return None
 
   def attend(self, query, key, value, tables, layer, place):
     # Pallas takes long to import, and most machines have no TPU.
     from halonet.ops.forms.tpu.fused import fused_attention
 
-    return fused_attention(
-      query,
-      key,
-      value,
-      tables,
-      fit(query, value, layer, place.vector_memory),
-      split=place.split,
-      vmem_limit=place.vector_memory,
-      interpret=place.platform != "tpu",
-    )
+    tiling = fit(query, value, layer, place)
+    parts = query.shape[3] // tiling.heads
+    arrays = [
+      jnp.split(x.astype(place.kernel_dtype(x.dtype)), parts, axis=3)
+      for x in (query, key, value)
+    ]
+    outputs = [
+      fused_attention(
+        *maps,
+        tables,
+        tiling,
+        split=place.split,
+        vmem_limit=place.vector_memory,
+        interpret=place.platform != "tpu",
+      )
+      for maps in zip(*arrays, strict=True)
+    ]
+    return jnp.concatenate(outputs, axis=3).astype(value.dtype)
 
 
 def refuses_chip(place: Place) -> str | None:
@@ -57,29 +66,39 @@ def refuses_chip(place: Place) -> str | None:
   return f"{place.kind} is not one of {', '.join(served)}"
 
 
-def fit(query, value, layer, memory: int | None) -> Tiling | None:
-  """Finds the tiling with the fewest strips that fits in vector memory.
+def fit(
+  query: Shaped, value: Shaped, layer: Neighbourhood, place: Place
+) -> Tiling | None:
+  """Finds a tiling that fits in vector memory.
+
+  It keeps as many heads together as it can, then has the fewest panels, and
+  then the fewest strips.
 
   Args:
     query: as for `Form.refuses`.
     value: the same.
     layer: geometry of the layer.
-    memory: bytes of vector memory; None if there is no limit.
+    place: where it runs; interpreted kernels have no limit.
 
   Returns:
-    The tiling, or None if not even strips of one row of blocks fit.
+    The tiling, for all heads or for as many of them as fit; or None if not even
+    a block of one head fits.
   """
   from halonet.ops.forms.tpu.fused import vector_memory
 
+  memory, dtype = place.vector_memory, place.kernel_dtype(query.dtype)
   *_, heads, head_dim = query.shape
-  for strips in range(1, layer.rows + 1):
+  counts = [n for n in range(heads, 0, -1) if heads % n == 0]
+  cuts = range(1, layer.cols + 1), range(1, layer.rows + 1)
+  for heads, panels, strips in itertools.product(counts, *cuts):
     tiling = Tiling(
       layer=layer,
       heads=heads,
       head_dim=head_dim,
       value_dim=value.shape[-1],
       strips=strips,
+      panels=panels,
     )
-    if memory is None or vector_memory(tiling, query.dtype) <= memory:
+    if memory is None or vector_memory(tiling, dtype) <= memory:
       return tiling
   return None

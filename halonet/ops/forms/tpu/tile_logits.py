@@ -60,7 +60,7 @@ def add_positions(
   tiling: Tiling,
   products: jax.Array,
   lanes: jax.Array,
-  first_row: jax.Array,
+  first: tuple[jax.Array | int, jax.Array | int],
   place: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
   """Returns logits `[keys, tile_lanes]`, given products of queries with keys.
@@ -70,12 +70,11 @@ def add_positions(
     products: `[keys + 2 · offsets_padded, tile_lanes]`: the relative tables'
       rows come after the keys.
     lanes: as for `position_logits`.
-    first_row: of the strip, in blocks.
-    place: row of the block in the strip, and column.
+    first: row and column of the grid step's first block.
+    place: row and column of the block, counted from there.
   """
-  rows, cols = position_logits(
-    tiling, products[tiling.keys :], lanes, first_row + place[0], place[1]
-  )
+  row, col = first[0] + place[0], first[1] + place[1]
+  rows, cols = position_logits(tiling, products[tiling.keys :], lanes, row, col)
   size = tiling.window_padded
   return jnp.concatenate(
     [

@@ -7,6 +7,10 @@ of rows of queries (`bands`). Heads that share a register's lanes in the maps
 form a group. An image that does not fit in vector memory is cut into strips of
 whole rows of blocks. Every grid step computes one group of one strip of one
 image.
+
+The channels of keys lie before those of values in one map, and so do a group's
+in vector memory: keys and values that are narrower than a register share its
+lanes.
 """
 
 import dataclasses
@@ -17,7 +21,7 @@ from halonet.ops.neighbourhood import Neighbourhood
 from halonet.ops.positions import num_offsets
 
 LANES = 128
-_SUBLANES = 16  # Of a tile of bfloat16; a multiple of float32's eight.
+_SUBLANES = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,10 @@ class Tiling:
     head_dim: Channels of a head's queries and keys.
     value_dim: Channels of a head's values.
     strips: Number of parts into which an image is cut from top to bottom. All
-      have the same number of rows of blocks, and each has its own halo.
+      have the same number of rows of blocks.
+    panels: Number of parts into which it is cut from left to right, with equal
+      numbers of columns of blocks. They are images to the kernels, with columns
+      of their neighbours on both sides.
   """
 
   layer: Neighbourhood
@@ -38,6 +45,15 @@ class Tiling:
   head_dim: int
   value_dim: int
   strips: int = 1
+  panels: int = 1
+
+  @property
+  def joined(self) -> bool:
+    """Whether queries lie in the map of the keys and values, after them.
+
+    Strided queries have a map of their own, and so have those of panels.
+    """
+    return self.layer.stride == 1 and self.panels == 1
 
   @property
   def strip_rows(self) -> int:
@@ -45,9 +61,34 @@ class Tiling:
     return -(-self.layer.rows // self.strips)
 
   @property
+  def panel_cols(self) -> int:
+    """Columns of blocks in a panel."""
+    return -(-self.layer.cols // self.panels)
+
+  @property
+  def halo_cols(self) -> int:
+    """Columns of pixels that a panel has from its neighbours, on each side."""
+    return self.layer.halo_size if self.panels > 1 else 0
+
+  @property
+  def width(self) -> int:
+    """Columns of pixels in a panel, those of its neighbours included."""
+    return self.panel_cols * self.layer.block_size + 2 * self.halo_cols
+
+  @property
+  def rows(self) -> int:
+    """Rows of pixels in a strip."""
+    return self.strip_rows * self.layer.block_size
+
+  @property
   def halo_rows(self) -> int:
     """Rows of halo above and below a strip; a whole image has none."""
     return self.layer.halo_size if self.strips > 1 else 0
+
+  @property
+  def seen_rows(self) -> int:
+    """Rows of the map that a grid step sees, of a strip and its halos."""
+    return min(self.strips * self.rows, self.rows + 2 * self.halo_rows)
 
   @property
   def window_padded(self) -> int:
@@ -122,7 +163,7 @@ class Tiling:
 
   @property
   def key_lanes(self) -> int:
-    """Channels of a group's keys."""
+    """Channels of a group's keys, and of its queries."""
     return self.group_heads * self.head_dim
 
   @property
@@ -131,9 +172,29 @@ class Tiling:
     return self.group_heads * self.value_dim
 
   @property
+  def context_lanes(self) -> int:
+    """Channels of a group's keys and values."""
+    return self.key_lanes + self.value_lanes
+
+  @property
+  def key_span(self) -> int:
+    """Channels in the registers that hold keys: the first of the context."""
+    return min(round_up(self.key_lanes, LANES), self.context_lanes)
+
+  @property
+  def value_start(self) -> int:
+    """First channel of the first register that holds values."""
+    return self.key_lanes // LANES * LANES
+
+  @property
+  def value_shift(self) -> int:
+    """Channels of keys in the register at `value_start`, before the values."""
+    return self.key_lanes - self.value_start
+
+  @property
   def row_buffer(self) -> int:
-    """Columns of the zero-bordered map."""
-    return (self.layer.cols - 1) * self.layer.block_size + self.window_padded
+    """Columns of the scratch for a row of blocks and its halo."""
+    return (self.panel_cols - 1) * self.layer.block_size + self.window_padded
 
   def lane_table(self) -> np.ndarray:
     """Describes the query in each lane: int32 `[bands, 8, tile_lanes]`.

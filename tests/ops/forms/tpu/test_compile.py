@@ -60,6 +60,13 @@ SHAPE = 2, 19, 16, 64  # A device's share.
       SHAPE,
       dict(block_size=14, halo_size=2, mask_window=True, mask_padding=False),
     ),
+    # Groups of heads; then strips, and on v3 and v4 panels, too.
+    (HALO, (1, 32, 16, 256), dict(block_size=8, halo_size=3)),
+    (
+      HALO,
+      (1, 112, 112, 64),
+      dict(block_size=14, halo_size=2, value_features=160),
+    ),
     ("per_pixel.PerPixelAttention", SHAPE, dict(window_size=14)),
     (SLIDE, SHAPE, dict()),
     (SLIDE, (1, 7, 13, 64), dict(heads=2, window_size=5)),
@@ -73,7 +80,7 @@ def test_kernels_compile_for_tpus(generation, kind, shape, fields):
   if not step_cost.available():
     pytest.skip(f"needs {step_cost.required_package()}")
   chip = GENERATIONS[generation]
-  if fields.get("window_size") == 5 and generation == "v4":
+  if fields.get("window_size") == 5 and generation in ("v3", "v4"):
     pytest.skip("a kernel for windows of 5 does not fit in its vector memory")
   result = subprocess.run(
     [

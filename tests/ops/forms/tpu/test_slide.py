@@ -154,6 +154,7 @@ def chosen(kind, shape, dtype=jnp.bfloat16, window=3, name="auto", rows=1):
     ("TPU v5", dict(dtype=jnp.float32), "pallas_tpu"),
     ("TPU v4", dict(shape=(32, 28, 28, 6, 32)), "pallas_tpu"),
     ("TPU v3", {}, "side_by_side"),
+    ("TPU v3", dict(shape=(32, 14, 14, 4, 32)), "pallas_tpu"),
     ("cpu", {}, "products"),
     ("TPU v5 lite", dict(dtype=jnp.float16), "side_by_side"),
     ("TPU v5 lite", dict(window=7), "side_by_side"),
@@ -171,7 +172,7 @@ def test_auto_takes_it_where_it_serves(kind, options, name):
 @pytest.mark.parametrize(
   "options, words",
   [
-    (dict(kind="TPU v3"), "TPU v3 is not one of TPU v4, TPU v5e"),
+    (dict(kind="TPU v2"), "TPU v2 is not one of TPU v3, TPU v4, TPU v5e"),
     (dict(window=7), "it takes windows of up to 5 pixels, not 7"),
     (dict(shape=(4, 300, 500, 3, 32)), "the map does not fit in the vector"),
     (dict(shape=(4, 8, 8, 3, 48)), "heads are 48 wide, which does not divide"),
