@@ -209,7 +209,7 @@ def estimate(arguments, names, dump) -> list[dict]:
       kernels = schedules.measure(jax.jit(function), structs, mesh, dump)
     cycles = sum(layer.cycles for layer in program.layers)
     for call in program.kernels:
-      count = kernels[f"{call.name} {call.shapes}"]
+      count = kernels[f"{call.name} {call.shapes}"]["cycles"]
       print(f"  {call.name}: {count / 1e6:.3f} M cycles")
       cycles += count * call.executions
     row["cycles"] = cycles

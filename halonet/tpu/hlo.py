@@ -68,6 +68,7 @@ class KernelCall:
     shapes: operands and results, such as "bf16[8,16],s32[4]>f32[8,8]".
     cycles: of all executions, from `halonet.tpu.schedules`; the compiler gives
       none. None if unknown.
+    hbm_bytes: loaded and stored in all executions, likewise.
   """
 
   name: str
@@ -75,6 +76,7 @@ class KernelCall:
   executions: int
   shapes: str
   cycles: int | None = None
+  hbm_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

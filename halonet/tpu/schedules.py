@@ -1,12 +1,16 @@
-"""Counts cycles of Pallas kernels in the schedules that the compiler writes.
+"""Counts cycles and bytes of Pallas kernels, for which the compiler has none.
 
 The compiler gives no estimate for a kernel, but it decides at which cycle each
 instruction is issued, and writes that down on request: bundles, one a cycle, in
 loops. Every kernel of a step is compiled alone, and its bundles are counted,
 those in a loop once per turn. Waiting for memory is left out and branches that
 are not taken are included, so only ratios mean something.
+
+Bytes are those of the blocks that the steps of a kernel's grid load and store,
+each once for as long as consecutive steps see the same block.
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -16,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 # The compiler's names of dtypes.
@@ -33,8 +38,8 @@ _PIPELINE = 2
 
 def measure(
   step: Any, arguments: tuple[Any, ...], mesh: Mesh, dump: str
-) -> dict[str, int | None]:
-  """Compiles the Pallas kernels of a step, one by one, and counts cycles.
+) -> dict[str, dict[str, int | None]]:
+  """Compiles the Pallas kernels of a step, one by one, and counts.
 
   `halonet.tpu.step_cost.environment(dump)` must have been set before the
   compiler was loaded.
@@ -46,10 +51,11 @@ def measure(
     dump: folder for the compiler's files; its contents are removed.
 
   Returns:
-    From "NAME SHAPES", as `halonet.tpu.hlo.KernelCall` has them, to cycles of
-    one call; None where the compiler left no schedule that can be read.
+    From "NAME SHAPES", as `halonet.tpu.hlo.KernelCall` has them, to `cycles`
+    and `hbm_bytes` of one call. Cycles are None where the compiler left no
+    schedule that can be read.
   """
-  cycles = {}
+  counts = {}
   for equation in _kernels(step.trace(*arguments).jaxpr.jaxpr):
     name = equation.params["name"]
     shapes = ">".join(
@@ -57,15 +63,18 @@ def measure(
       for side in (equation.invars, equation.outvars)
     )
     key = f"{name} {shapes}"
-    if key in cycles:
+    if key in counts:
       continue
     shutil.rmtree(dump, ignore_errors=True)
     os.makedirs(dump)
     _compile(equation, mesh)
     steps = math.prod(equation.params["grid_mapping"].grid)
     found = [path.read_text() for path in _schedules(pathlib.Path(dump))]
-    cycles[key] = count_cycles(found[0], steps) if len(found) == 1 else None
-  return cycles
+    counts[key] = {
+      "cycles": count_cycles(found[0], steps) if len(found) == 1 else None,
+      "hbm_bytes": _hbm_bytes(equation.params["grid_mapping"]),
+    }
+  return counts
 
 
 def count_cycles(schedule: str, steps: int) -> int | None:
@@ -104,6 +113,25 @@ def count_cycles(schedule: str, steps: int) -> int | None:
     for bundle in range(first, end + 1):
       cycles[bundle] *= turns
   return sum(cycles)
+
+
+def _hbm_bytes(mapping):
+  """Returns the bytes that a kernel loads and stores, in whole tiles."""
+  places = np.indices(mapping.grid).reshape(len(mapping.grid), -1)
+  total = 0
+  for block in mapping.block_mappings:
+    jaxpr = block.index_map_jaxpr
+    index = functools.partial(
+      jax.core.eval_jaxpr,
+      getattr(jaxpr, "jaxpr", jaxpr),
+      getattr(jaxpr, "consts", ()),
+    )
+    seen = np.stack(jax.vmap(index)(*places))
+    loads = 1 + (seen[:, 1:] != seen[:, :-1]).any(axis=0).sum()
+    *leading, rows, lanes = (1, *block.transformed_block_aval.shape)
+    size = math.prod(leading) * -(-rows // 8) * 8 * -(-lanes // 128) * 128
+    total += int(loads) * size * block.array_aval.dtype.itemsize
+  return total
 
 
 def _schedules(folder):

@@ -54,6 +54,8 @@ class StepCost:
     cycles: a core's, by the compiler's estimate and the kernels' schedules.
     seconds: time of these cycles, without collectives and without waiting for
       memory beyond the compiler's estimates.
+    waiting_seconds: time by which Pallas kernels take longer than their cycles,
+      because their bytes take that long at the chip's bandwidth.
     flops: FLOPs of a core in a step, without those in Pallas kernels.
     images: images that a core works through in a step.
     bytes_accessed: bytes that pass through the core's HBM in a step.
@@ -76,6 +78,7 @@ class StepCost:
   compile_seconds: float
   cycles: int | None = None
   seconds: float | None = None
+  waiting_seconds: float | None = None
   flops: float | None = None
   images: int | None = None
   bytes_accessed: int | None = None
@@ -227,7 +230,7 @@ def complete(
   cost: StepCost,
   program: dict[str, Any],
   images: int,
-  kernel_cycles: dict[str, int | None],
+  kernel_counts: dict[str, dict[str, int | None]],
 ) -> StepCost:
   """Returns a cost with what follows from the program.
 
@@ -235,24 +238,31 @@ def complete(
     cost: what `halonet.tpu.compiler.analyse` returns.
     program: fields of a `halonet.tpu.hlo.Program`, as JSON has them.
     images: images that a core works through.
-    kernel_cycles: from `halonet.tpu.schedules.measure`.
+    kernel_counts: from `halonet.tpu.schedules.measure`.
   """
   layers = collections.Counter(
     {layer["name"]: layer["cycles"] for layer in program["layers"]}
   )
-  kernels = []
+  chip = find_kind(cost.device_kind)
+  kernels, waiting = [], 0
   for fields in program["kernels"]:
     call = KernelCall(**fields)
-    once = kernel_cycles.get(f"{call.name} {call.shapes}")
-    cycles = None if once is None else once * call.executions
-    kernels.append(dataclasses.replace(call, cycles=cycles))
-    layers[call.layer] += cycles or 0
+    once = kernel_counts.get(f"{call.name} {call.shapes}", {})
+    counts = {
+      name: count and count * call.executions for name, count in once.items()
+    }
+    call = dataclasses.replace(call, **counts)
+    kernels.append(call)
+    layers[call.layer] += call.cycles or 0
+    if call.cycles is not None:
+      transfer = call.hbm_bytes / chip.hbm_bandwidth
+      waiting += max(0, transfer - call.cycles / chip.clock_hz)
   cycles = sum(layers.values())
-  chip = find_kind(cost.device_kind)
   return dataclasses.replace(
     cost,
     cycles=cycles,
     seconds=cycles / chip.clock_hz,
+    waiting_seconds=waiting,
     images=images,
     bytes_accessed=program["hbm_bytes"],
     roofline_seconds=max(

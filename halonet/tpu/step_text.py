@@ -49,6 +49,12 @@ def _details(cost):
     f" images/s a core ({cost.cycles:,} cycles at {chip.clock_hz / 1e9:.2f}"
     " GHz), without collectives",
   )
+  if cost.kernels:
+    yield (
+      "kernels' memory",
+      f"{_milliseconds(cost.seconds + cost.waiting_seconds)} a step, if each"
+      " kernel takes no less time than its bytes",
+    )
   yield "FLOPs", flops
   yield (
     "bytes through HBM",
@@ -63,9 +69,17 @@ def _details(cost):
   if not cost.collectives:
     yield "collectives", "none"
   for kernel in cost.kernels:
-    cycles = "no schedule" if kernel.cycles is None else f"{kernel.cycles:,}"
     text = f"{kernel.name} in {kernel.layer}: {kernel.executions} calls"
-    yield "Pallas kernel", f"{text}, {cycles} cycles by static schedule"
+    if kernel.cycles is None:
+      yield "Pallas kernel", f"{text}, no schedule"
+      continue
+    scheduled = _milliseconds(kernel.cycles / chip.clock_hz)
+    transfer = _milliseconds(kernel.hbm_bytes / chip.hbm_bandwidth)
+    yield (
+      "Pallas kernel",
+      f"{text}, {kernel.cycles:,} cycles by static schedule: {scheduled};"
+      f" {_si(kernel.hbm_bytes)}B: {transfer}",
+    )
   if cost.unknown_loops:
     yield "not counted", f"{cost.unknown_loops} loops of unknown length: once"
   for number, layer in enumerate(cost.layers[:10]):

@@ -1,13 +1,16 @@
-"""Cycles of Pallas kernels: reading schedules, and one from the compiler."""
+"""Cycles and bytes of Pallas kernels, and both from the compiler."""
 
 import json
 import subprocess
 import sys
 import textwrap
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
-from halonet.tpu import step_cost
+from halonet.tpu import schedules, step_cost
 from halonet.tpu.schedules import count_cycles
 
 # Two bundles before the loop over the grid, which has four and in them a loop
@@ -101,10 +104,36 @@ params = {
 arguments = params, shape(2048, 512)
 result = {
   "analysis": compiler.analyse(step, arguments, "", mesh),
-  "cycles": schedules.measure(step, arguments, mesh, sys.argv[1]),
+  "counts": schedules.measure(step, arguments, mesh, sys.argv[1]),
 }
 pathlib.Path(sys.argv[2]).write_text(json.dumps(result))
 """
+
+
+def test_bytes_of_a_block_count_while_it_is_seen():
+  def kernel(x, y, z, out):
+    out[...] = x[...] + y[...] + z[...]
+
+  def block(index):
+    return pl.BlockSpec((8, 64), index)
+
+  call = pl.pallas_call(
+    kernel,
+    grid=(2, 3),
+    in_specs=[
+      block(lambda i, j: (i, j)),  # six loads
+      block(lambda i, j: (i, 0)),  # two
+      block(lambda i, j: (0, j)),  # six, as j begins again
+    ],
+    out_specs=block(lambda i, j: (0, 0)),  # one store
+    out_shape=jax.ShapeDtypeStruct((8, 64), jnp.bfloat16),
+  )
+  x = jnp.zeros((16, 192), jnp.bfloat16)
+  (equation,) = jax.make_jaxpr(call)(x, x, x).eqns
+  # A block of 64 channels takes as much as one of 128.
+  assert schedules._hbm_bytes(equation.params["grid_mapping"]) == (
+    (6 + 2 + 6 + 1) * 8 * 128 * 2
+  )
 
 
 @pytest.mark.slow
@@ -119,13 +148,15 @@ def test_kernels_of_a_program_are_counted_by_their_schedules(tmp_path):
     capture_output=True,
   )
   result = json.loads(result.read_text())
-  cycles = result["cycles"]
-  assert cycles.keys() == {
+  counts = result["counts"]
+  assert counts.keys() == {
     "product bf16[2048,512],bf16[512,128]>f32[2048,128]",
     "product bf16[2048,128],bf16[128,128]>f32[2048,128]",
   }
-  large, small = cycles.values()
+  large, small = (count["cycles"] for count in counts.values())
   # A v5e has four units of 128 × 128, which cannot be faster than this.
+  sizes = [count["hbm_bytes"] for count in counts.values()]
+  assert sizes[0] == 2048 * 512 * 2 + 512 * 128 * 2 + 2048 * 128 * 4
   assert large > 2048 * 512 * 128 / (4 * 128 * 128)
   assert large < 20 * 2048 * 512 * 128 / (4 * 128 * 128)
   assert small < large
@@ -136,7 +167,7 @@ def test_kernels_of_a_program_are_counted_by_their_schedules(tmp_path):
     ),
     program,
     1,
-    cycles,
+    counts,
   )
   calls = {kernel.layer: [] for kernel in found.kernels}
   for kernel in found.kernels:

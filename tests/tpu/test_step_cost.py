@@ -260,8 +260,10 @@ def test_kernels_add_to_their_layers():
   )
   found = step_cost.complete(
     dataclasses.replace(compiler(1), flops=None), program, 1,
-    {"k f32[8]>f32[8]": 7},
+    {"k f32[8]>f32[8]": {"cycles": 7, "hbm_bytes": 81_900}},
   )  # fmt: skip
   assert [layer.cycles for layer in found.layers] == [121, 0]
   assert [kernel.cycles for kernel in found.kernels] == [21, None]
+  # Three loads take 300 ns on a v5e, and 21 cycles 14.
+  assert found.waiting_seconds == pytest.approx(286e-9)
   assert found.roofline_seconds == pytest.approx(1e-9)
