@@ -81,7 +81,10 @@ def test_a_block_by_hand():
     if part.stage == "stage1":
       kinds[part.kind] = kinds.get(part.kind, model_cost.Cost()) + part.cost
   pixels, neighbourhoods = 16 * 16, 2 * 2 * 14**2
-  assert kinds["projections to q, k, v"].flops == 2 * pixels * 3 * 16 * 16
+  # The product, and the scale of the queries' weights.
+  assert kinds["projections to q, k, v"].flops == (
+    2 * pixels * 3 * 16 * 16 + 16 * 16
+  )
   assert kinds["projections to q, k, v"].parameters == 3 * 16 * 16
   assert kinds["projections to q, k, v"].activations == 3 * pixels * 16
   assert kinds["attention logits"].flops == 2 * pixels * 14**2 * 16

@@ -89,8 +89,11 @@ def canonical(shape):
 
 def gradient_shape(path, leaf):
   """What is reduced for a parameter."""
-  if path[-2].key in ("query", "key", "value"):  # As one matrix.
-    return canonical((leaf.shape[0], leaf.shape[1] * leaf.shape[2]))
+  if path[-2].key in ("query", "key"):
+    # Heads as one matrix, and keys and values as one, beside the queries of a
+    # stride.
+    joined = 2 if path[-2].key == "key" else 1
+    return canonical((leaf.shape[0], joined * leaf.shape[1] * leaf.shape[2]))
   if "relative" not in path[-1].key:
     return canonical(leaf.shape)
   # The rows of a relative table that each query meets, before their sum: 14
@@ -110,7 +113,11 @@ def test_only_gradients_statistics_and_metrics_are_reduced(grouped):
   gradients = jax.tree.leaves_with_path(state.params)
   statistics = jax.tree.leaves(state.collections)
   expected = collections.Counter(
-    [gradient_shape(path, leaf) for path, leaf in gradients]
+    [
+      gradient_shape(path, leaf)
+      for path, leaf in gradients
+      if path[-2].key != "value"  # Reduced with the keys.
+    ]
     + [canonical(leaf.shape) for leaf in statistics]
   )
   del shapes[()]  # Metrics.
