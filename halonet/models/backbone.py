@@ -12,8 +12,13 @@ from jaxtyping import Array, Float
 from halonet.fields import Field
 from halonet.layers.base import check_map
 from halonet.layers.classifier import classifier
+from halonet.layers.normalization import STATISTICS
 from halonet.models import parts
 from halonet.models.parts import PartsSpec
+from halonet.ops.forms.form import KERNEL_RESULTS
+
+# What rematerialisation keeps inside of a block: little that costs much.
+KEPT = jax.checkpoint_policies.save_only_these_names(STATISTICS, KERNEL_RESULTS)
 
 
 class Backbone(nn.Module):

@@ -8,15 +8,14 @@ import functools
 from collections.abc import Callable
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from halonet.layers import layouts
 from halonet.layers.convolution import dense
 from halonet.layers.layouts import Entries, Shapes
-from halonet.layers.normalization import STATISTICS, BatchNorm
-from halonet.models.backbone import Backbone, check_images, classify, pool
+from halonet.layers.normalization import BatchNorm
+from halonet.models.backbone import KEPT, Backbone, check_images, classify, pool
 from halonet.models.resnet_spec import BottleneckSpec, ResNetSpec
 
 _ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
@@ -47,10 +46,9 @@ class ResNet(Backbone):
     )
     x = images.astype(dtype)
     x = spec.stem_part(x, spec.stem_features, norm, activation)
-    policy = jax.checkpoint_policies.save_only_these_names(STATISTICS)
     block_class = Block
     if spec.remat == "block":
-      block_class = nn.remat(Block, policy=policy)
+      block_class = nn.remat(Block, policy=KEPT)
 
     def run_stage(module, x, stage):
       for block in stage:
@@ -58,7 +56,7 @@ class ResNet(Backbone):
       return x
 
     if spec.remat == "stage":
-      run_stage = nn.remat(run_stage, policy=policy, static_argnums=2)
+      run_stage = nn.remat(run_stage, policy=KEPT, static_argnums=2)
     features = {}
     for number, stage in enumerate(spec.stages, start=1):
       x = features[f"stage{number}"] = run_stage(self, x, stage)

@@ -17,7 +17,7 @@ from halonet.layers import layouts, mlp
 from halonet.layers.layouts import Entries, Shapes
 from halonet.layers.mlp import Mlp, gelu, linear
 from halonet.layers.projections import LINEAR_INIT
-from halonet.models.backbone import Backbone, check_images, classify, pool
+from halonet.models.backbone import KEPT, Backbone, check_images, classify, pool
 from halonet.models.parts import BlockSpec
 from halonet.models.transformer_spec import TransformerSpec
 
@@ -47,7 +47,7 @@ class Transformer(Backbone):
     block_norm = functools.partial(norm, epsilon=spec.norm_epsilon)
     block_class = EncoderBlock
     if spec.remat == "block":
-      block_class = nn.remat(EncoderBlock)
+      block_class = nn.remat(EncoderBlock, policy=KEPT)
 
     def run_stage(module, x, stage):
       """Returns the map, and with a token the stage's last output."""
@@ -71,7 +71,7 @@ class Transformer(Backbone):
       return x if size is None else (split(x, size)[0], x)
 
     if spec.remat == "stage":
-      run_stage = nn.remat(run_stage, static_argnums=2)
+      run_stage = nn.remat(run_stage, policy=KEPT, static_argnums=2)
     x = images.astype(dtype)
     x = spec.stem_part(x, spec.widths[0], norm, gelu)
     features = {}

@@ -129,6 +129,20 @@ def test_rematerialisation_keeps_what_it_says():
   assert kept["block"] < kept["none"] / 3
 
 
+@pytest.mark.parametrize("form", ["pallas_tpu", "pallas_gpu"])
+def test_rematerialisation_runs_no_kernel_again(form):
+  model = create(remat="block", attention_implementation=form)
+  variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES[:1])
+
+  def gradients(variables):
+    _, back, _ = differentiate(variables["params"], model, variables)
+    return back(jnp.ones(()))
+
+  program = str(jax.make_jaxpr(gradients)(variables))
+  assert program.count("name=halo_attention_forward") == 1
+  assert program.count("name=halo_attention_backward") > 0
+
+
 @pytest.mark.parametrize("method", [None, "features"])
 @pytest.mark.parametrize(
   "images, words",

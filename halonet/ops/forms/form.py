@@ -15,6 +15,10 @@ from halonet.parallel import DATA
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
 
+# The name by which a rematerialisation policy can keep what kernels return, so
+# that the backward pass does not run them again.
+KERNEL_RESULTS = "results of attention kernels"
+
 
 @dataclasses.dataclass(frozen=True)
 class Place:

@@ -17,10 +17,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from halonet.ops.forms import folded
+from halonet.ops.forms.form import KERNEL_RESULTS
 from halonet.ops.forms.gpu import triton_kernels as kernels
 from halonet.ops.neighbourhood import Neighbourhood
 
@@ -51,7 +53,9 @@ def _forward(layer, interpret, queries, key, value):
   """Returns the output, and what the backward pass needs."""
   inputs = queries, key, value
   # Gradients take the output as it was before it was rounded.
-  output, sums = _attend(layer, interpret, *inputs, jnp.float32)
+  output, sums = checkpoint_name(
+    _attend(layer, interpret, *inputs, jnp.float32), KERNEL_RESULTS
+  )
   return output.astype(value.dtype), (*inputs, output, sums)
 
 

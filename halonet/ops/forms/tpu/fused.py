@@ -10,14 +10,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from halonet.ops.forms.form import KERNEL_RESULTS
 from halonet.ops.forms.tpu import backward as backward_lib
 from halonet.ops.forms.tpu import forward as forward_lib
 from halonet.ops.forms.tpu.tiling import Tiling
 from halonet.ops.positions import Tables
-
-# Vector memory for values that do not fit in registers, in bytes.
-_SPILLED = 6 << 20
 
 
 def fused_attention(
@@ -50,18 +49,22 @@ def fused_attention(
   size = layer.block_size
   sides = tiling.strips * tiling.rows, tiling.panels * tiling.panel_cols * size
 
-  def padded(*maps):
+  def padded(*maps, channels):
     x = jnp.concatenate(maps, axis=-1)
     ends = [
-      (0, side - old) for side, old in zip(sides, x.shape[1:3], strict=True)
+      (0, side - old)
+      for side, old in zip((*sides, channels), x.shape[1:], strict=True)
     ]
-    return jnp.pad(x, ((0, 0), *ends, (0, 0))) if any(map(max, ends)) else x
+    return jnp.pad(x, ((0, 0), *ends)) if any(map(max, ends)) else x
 
+  channels = tiling.groups * tiling.map_lanes
   if tiling.joined:
-    maps = (padded(*flat),)
+    maps = (padded(*flat, channels=channels),)
   else:
-    query = padded(flat.pop())[:, :: layer.stride, :: layer.stride]
-    maps = padded(*flat), query
+    query = flat.pop()
+    query = padded(query, channels=query.shape[-1])
+    query = query[:, :: layer.stride, :: layer.stride]
+    maps = padded(*flat, channels=channels), query
   table = _table(tiling, *tables.spanning(-layer.farthest, layer.farthest))
 
   def attend(*arrays):
@@ -112,7 +115,7 @@ def _join(panels, x):
 
 def vector_memory(tiling: Tiling, dtype: jnp.dtype) -> int:
   """Returns the bytes of vector memory that the kernels of a layer need."""
-  return _SPILLED + max(
+  return backward_lib.spilled_bytes(tiling, dtype) + max(
     forward_lib.forward_bytes(tiling, dtype),
     backward_lib.backward_bytes(tiling, dtype),
   )
@@ -139,7 +142,9 @@ def _attention(tiling, vmem_limit, interpret, maps, table):
 
 def _forward(tiling, vmem_limit, interpret, maps, table):
   options = dict(vmem_limit=vmem_limit, interpret=interpret)
-  output, sums = forward_lib.forward(tiling, maps, table, **options)
+  output, sums = checkpoint_name(
+    forward_lib.forward(tiling, maps, table, **options), KERNEL_RESULTS
+  )
   return output, (maps, table, sums)
 
 

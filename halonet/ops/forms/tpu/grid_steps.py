@@ -88,7 +88,8 @@ def query_rows(tiling: Tiling, refs, strip: jax.Array | int) -> Callable:
     return lambda row: refs[-1][0, row]
   top = strip * tiling.rows - first_row(tiling, strip)
   first = tiling.context_lanes if tiling.groups == 1 else 0
-  return lambda row: refs[-1][0, top + row, :, first:]
+  lanes = pl.ds(first, tiling.key_lanes)
+  return lambda row: refs[-1][0, top + row, :, lanes]
 
 
 def parts(tiling: Tiling) -> list[tuple[int, int]]:
@@ -103,11 +104,8 @@ def parts(tiling: Tiling) -> list[tuple[int, int]]:
 
 
 def pieces(tiling: Tiling) -> list[tuple[int, int]]:
-  """Returns `parts`, or all of them as one if there is a single group."""
-  found = parts(tiling)
-  if tiling.groups > 1:
-    return found
-  return [(0, sum(lanes for _, lanes in found))]
+  """Returns `parts`, or the whole map if there is a single group."""
+  return parts(tiling) if tiling.groups > 1 else [(0, tiling.map_lanes)]
 
 
 def strip_index(tiling: Tiling) -> jax.Array | int:
@@ -141,11 +139,7 @@ def for_blocks(tiling: Tiling, body: Callable[..., None], keys: int) -> None:
     keys: most keys that all tiles of one call have together; more than that
       only if a single block has more.
   """
-  each = tiling.head_tiles * tiling.keys
-  cols = _together(tiling.panel_cols, keys // each)
-  rows = 1
-  if cols == tiling.panel_cols:
-    rows = _together(tiling.strip_rows, keys // (each * cols))
+  rows, cols = together(tiling, keys)
 
   @pl.loop(0, tiling.strip_rows // rows)
   def _(row):
@@ -162,7 +156,17 @@ def for_blocks(tiling: Tiling, body: Callable[..., None], keys: int) -> None:
         body(places, band)
 
 
-def _together(count, most):
+def together(tiling: Tiling, keys: int) -> tuple[int, int]:
+  """Returns how many rows and columns of blocks `for_blocks` computes at a
+  time."""
+  each = tiling.head_tiles * tiling.keys
+  cols = _divisor(tiling.panel_cols, keys // each)
+  if cols < tiling.panel_cols:
+    return 1, cols
+  return _divisor(tiling.strip_rows, keys // (each * cols)), cols
+
+
+def _divisor(count, most):
   """Returns the largest divisor of `count` that is at most `most`, or 1."""
   return max(
     n for n in range(1, count + 1) if count % n == 0 and n <= max(most, 1)

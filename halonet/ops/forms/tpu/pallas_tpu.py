@@ -98,6 +98,7 @@ def fit(
       value_dim=value.shape[-1],
       strips=strips,
       panels=panels,
+      wide=memory is not None and dtype == jnp.float32,
     )
     if memory is None or vector_memory(tiling, dtype) <= memory:
       return tiling

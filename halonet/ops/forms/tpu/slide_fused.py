@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
+from halonet.ops.forms.form import KERNEL_RESULTS
 from halonet.ops.forms.tpu import slide_kernels
 from halonet.ops.forms.tpu.slide_tiling import fit
 from halonet.ops.forms.tpu.tiling import LANES
@@ -81,7 +83,8 @@ def _attention(tiling, memory, interpret, query, key, value, *parameters):
 
 
 def _forward(tiling, memory, interpret, *inputs):
-  return _attention(tiling, memory, interpret, *inputs), inputs
+  output = _attention(tiling, memory, interpret, *inputs)
+  return checkpoint_name(output, KERNEL_RESULTS), inputs
 
 
 def _backward(tiling, memory, interpret, inputs, gradient):

@@ -38,6 +38,9 @@ class Tiling:
     panels: Number of parts into which it is cut from left to right, with equal
       numbers of columns of blocks. They are images to the kernels, with columns
       of their neighbours on both sides.
+    wide: Whether the map of a single group has more than one register of
+      channels, empty ones if need be. The compiler for v3 copies no rows of a
+      narrower map.
   """
 
   layer: Neighbourhood
@@ -46,6 +49,7 @@ class Tiling:
   value_dim: int
   strips: int = 1
   panels: int = 1
+  wide: bool = False
 
   @property
   def joined(self) -> bool:
@@ -175,6 +179,13 @@ class Tiling:
   def context_lanes(self) -> int:
     """Channels of a group's keys and values."""
     return self.key_lanes + self.value_lanes
+
+  @property
+  def map_lanes(self) -> int:
+    """Channels of a group in the map of keys and values, those of queries
+    included where they are joined."""
+    lanes = self.context_lanes + self.joined * self.key_lanes
+    return 2 * LANES if self.wide and lanes <= LANES else lanes
 
   @property
   def key_span(self) -> int:
