@@ -24,7 +24,9 @@ KEPT = jax.checkpoint_policies.save_only_these_names(STATISTICS, KERNEL_RESULTS)
 class Backbone(nn.Module):
   """A stem, stages of blocks, pooling and a linear classifier; base class.
 
-  A subclass has a compact method `_forward(images, train)`, which returns the
+  With `num_classes=0` it ends with the pooling of the last stage's output, as a
+  detector's or another network's body: there is no classifier, nor a layer
+  before it. A subclass has a compact method `_forward(images, train)`, which returns the
   outputs of all stages by name, and the logits.
 
   Attributes:
@@ -53,7 +55,7 @@ class Backbone(nn.Module):
   def __call__(
     self, images: Array, train: bool = False
   ) -> Float[Array, "b num_classes"]:
-    """Classifies images.
+    """Classifies images, or pools their features if there are no classes.
 
     Args:
       images: `[batch, height, width, channels]` of any size, normalised.
@@ -62,7 +64,8 @@ class Backbone(nn.Module):
         for which it needs `rngs={"dropout": key}` where the model has any.
 
     Returns:
-      float32 logits, `[batch, num_classes]`.
+      float32 logits, `[batch, num_classes]`; with `num_classes=0` the pooled
+      features of the last stage, as timm returns them.
 
     Raises:
       ValueError: if the images are of another shape, or of whole numbers.
@@ -126,7 +129,7 @@ def classify(
   train: bool,
   init: nn.initializers.Initializer,
 ) -> Float[Array, "b num_classes"]:
-  """Applies dropout and the classifier, in a host's compact method.
+  """Applies dropout and the classifier, if any, in a host's compact method.
 
   Args:
     spec: the host's.
@@ -134,6 +137,8 @@ def classify(
     train: whether features are dropped.
     init: draws the classifier's kernel, unless the spec says that it is zero.
   """
+  if not spec.num_classes:
+    return x
   x = nn.Dropout(spec.dropout, deterministic=not train)(x)
   if spec.zero_init_classifier:
     init = nn.initializers.zeros

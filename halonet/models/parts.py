@@ -65,7 +65,11 @@ class PartsSpec:
     total=1000,  # ResNet-1202 has 600.
   )
   num_classes: int = field(
-    1000, "Number of logits.", least=1, most=MOST_CLASSES
+    1000,
+    "Number of logits; 0: nothing follows the last stage but the pooling, and"
+    " pooled features take the place of logits.",
+    least=0,
+    most=MOST_CLASSES,
   )
   operators: tuple[str, ...] = field(
     ("halo",),
@@ -182,6 +186,12 @@ class PartsSpec:
     """Raises ValueError unless the fields go together."""
     if not self.depths:
       raise ValueError("depths is (); it must name one or more stages")
+    for name in ("dropout", "zero_init_classifier"):
+      if getattr(self, name) and not self.num_classes:
+        raise ValueError(
+          f"{name} is {getattr(self, name)}, and num_classes 0, by which there"
+          f" is no classifier; leave {name} out"
+        )
     if not 1 <= len(self.operators) <= len(self.depths):
       raise ValueError(
         f"operators is {self.operators}; it must have from 1 to"

@@ -60,7 +60,7 @@ class ResNet(Backbone):
     features = {}
     for number, stage in enumerate(spec.stages, start=1):
       x = features[f"stage{number}"] = run_stage(self, x, stage)
-    if spec.df:
+    if spec.df and spec.num_classes:
       x = dense(spec.df, dtype, "final")(x)
       x = activation(norm(name="final_norm")(x))
     init = nn.initializers.normal(0.01)
@@ -97,6 +97,8 @@ class ResNet(Backbone):
       entries |= operator.timm_entries(ours, theirs, shapes)
       if operator.name == "conv":
         entries |= spec.gate.timm_entries(ours, theirs, shapes)
+    if not spec.num_classes:
+      return entries
     if spec.df:
       entries |= layouts.conv_norm("final", "final_conv", shapes)
     entries |= layouts.transposed("classifier", "head.fc", 1, 0)

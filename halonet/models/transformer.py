@@ -80,7 +80,7 @@ class Transformer(Backbone):
       name = f"stage{stage + 1}"
       features[name] = x[0] if spec.has_token(stage) else x
     x = x[1] if spec.class_token else x
-    if not spec.stage_norm:
+    if spec.final_norm:
       x = block_norm(name="final_norm")(x)
     if spec.class_token:
       x = x[:, 0].astype(jnp.promote_types(dtype, jnp.float32))
@@ -153,9 +153,11 @@ class Transformer(Backbone):
         )
       if spec.stage_norm:
         entries |= layouts.layer_norm(f"{ours}_norm", f"{theirs}.norm")
-    if not spec.stage_norm:
+    if spec.final_norm:
       entries |= layouts.layer_norm("final_norm", "norm")
-    return entries | layouts.linear("classifier", head)
+    if spec.num_classes:
+      entries |= layouts.linear("classifier", head)
+    return entries
 
   @nn.nowrap
   def _block_entries(self, block, theirs, shapes):

@@ -100,6 +100,11 @@ class TransformerSpec(PartsSpec):
       for stage, width in enumerate(self.widths)
     )
 
+  @property
+  def final_norm(self) -> bool:
+    """Whether there is a norm after the last stage, for the classifier."""
+    return bool(self.num_classes) and not self.stage_norm
+
   def hidden(self, stage: int) -> int:
     """Returns the width of the hidden layers of a stage's MLPs."""
     ratio = self.mlp_ratios[min(stage, len(self.mlp_ratios) - 1)]

@@ -1,6 +1,7 @@
 """The family against the paper's table: counts, shapes, any image size."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -257,6 +258,45 @@ def test_a_classifier_may_start_at_zero():
     assert bool((model.apply(variables, images) == bias).all()) is zero
 
 
+@pytest.mark.parametrize(
+  "name, parameters",
+  {
+    "resnet50": 23_508_032,  # torchvision's without its fc.
+    "halonet_h3": 11_817_928 - 1024 * (1000 + 2 + 8 * 64 * 1.5) - 1000,
+    "swin_tiny": 28_288_354 - 768 * (1000 + 2) - 1000,
+    "pvt_tiny": 13_229_288 - 512 * (1000 + 2) - 1000,
+    "pvt_v2_b0": 3_666_760 - 256 * 1000 - 1000,
+  }.items(),
+)
+def test_without_classes_features_are_pooled(name, parameters):
+  """Neither a classifier nor what comes before it is left."""
+  model = halonet.create_model(name, num_classes=0)
+  variables = abstract_variables(model)
+  assert sum(x.size for x in jax.tree.leaves(variables["params"])) == parameters
+  pooled, features = (
+    jax.eval_shape(functools.partial(model.apply, method=method), *arguments)
+    for method in (None, "features")
+    for arguments in [(variables, jnp.zeros((2, 70, 51, 3)))]
+  )
+  last = model.spec.feature_info[-1]
+  assert pooled.shape == (2, last.channels) and pooled.dtype == jnp.float32
+  assert features[last.name].shape[-1] == last.channels
+
+
+def test_pooled_features_are_those_that_are_classified(narrow):
+  model, variables = narrow
+  images = jax.random.normal(jax.random.key(0), (2, 40, 33, 3))
+  body = halonet.create_model(**NARROW | dict(num_classes=0))
+  shapes = jax.eval_shape(body.init, jax.random.key(0), images)
+  variables = {
+    kind: {name: variables[kind][name] for name in tree}
+    for kind, tree in shapes.items()
+  }
+  pooled = jax.jit(body.apply)(variables, images)
+  last = body.apply(variables, images, method="features")["stage4"]
+  np.testing.assert_allclose(pooled, last.mean((1, 2)), rtol=1e-5, atol=1e-6)
+
+
 def test_lists_are_taken_for_tuples():
   model = halonet.create_model("halonet_h1", depths=[1, 1], heads=[2, 2])
   assert model.spec.depths == (1, 1)
@@ -304,7 +344,9 @@ def test_blocks_start_as_the_identity():
     (dict(rqk=1 / 16), "stage1_block1: heads is 4, .* query width 4 to an"),
     (dict(rb=-1.0), "rb is -1.0"),
     (dict(df=0), "df is 0"),
-    (dict(num_classes=0), "num_classes is 0"),
+    (dict(num_classes=-1), "num_classes is -1"),
+    (dict(num_classes=0, dropout=0.1), "dropout is 0.1, and num_classes 0"),
+    (dict(num_classes=0, zero_init_classifier=True), "leave zero_init_clas"),
     (dict(dtype="float8"), "there is no dtype float8"),
     (dict(block_size=2.5), "block_size is 2.5; it must be a whole number"),
     (dict(block_size="8"), "block_size is '8'"),

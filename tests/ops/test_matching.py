@@ -81,7 +81,7 @@ def test_targets_of_a_batch():
   labels = np.array([[7, 0, 3, -1], [-1, -1, -1, -1]])
   given[labels < 0] = 0
   given[0, 1] = anchors[5]
-  function = jax.vmap(matching.targets, (None, 0, 0))
+  function = jax.jit(jax.vmap(matching.targets, (None, 0, 0)))
   found = function(*(jnp.asarray(x) for x in (anchors, given, labels)))
   assert found.labels[0, 5] == 0 and found.objects[0, 5] == 1
   assert (found.labels[1] == matching.BACKGROUND).all()  # An empty image.

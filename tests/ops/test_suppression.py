@@ -130,13 +130,12 @@ def test_detections_match_the_loop(candidates):
 def test_saturated_scores_keep_their_order():
   """Scores of 40 and 50 are 1 in float32."""
   boxes = jnp.array([[0.0, 0, 9, 9], [20, 20, 29, 29]])
-  found = suppression.detect(
+  detect = jax.jit(lambda *x: suppression.detect(*x[:3], (2,), x[3], most=2))
+  found = detect(
     jnp.array([[[40.0], [50.0]]]),
     jnp.zeros((1, 2, 4)),
     boxes,
-    (2,),
     jnp.array([[32.0, 32.0]]),
-    most=2,
   )
   np.testing.assert_array_equal(found.boxes[0], boxes[::-1])
   np.testing.assert_array_equal(found.scores, [[1, 1]])
