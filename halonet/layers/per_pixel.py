@@ -8,6 +8,7 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -53,6 +54,7 @@ class PerPixelAttention(nn.Module):
     mask_padding: leaves keys beyond the border out of the softmax.
     implementation: form of the attention; see `per_pixel_attention`.
     dtype: of the computation; parameters are float32.
+    value_init: draws the kernel of the values; None: LeCun's rule.
   """
 
   heads: int
@@ -65,6 +67,7 @@ class PerPixelAttention(nn.Module):
   mask_padding: bool = True
   implementation: str = "auto"
   dtype: DTypeLike = jnp.float32
+  value_init: Initializer | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Float[Array, "b oh ow v"]:

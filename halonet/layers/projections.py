@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import Initializer
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -20,20 +21,28 @@ LINEAR_INIT = nn.initializers.normal(0.02)
 class Projection(nn.Module):
   """Holds the weights of a linear map from channels to those of all heads.
 
-  `LINEAR_INIT` draws a kernel with a bias, LeCun's rule one without.
-
   Parameters are those of `nn.DenseGeneral`.
+
+  Attributes:
+    heads: number of heads.
+    features: channels of all heads together.
+    bias: whether there is a bias.
+    init: draws the kernel; by default `LINEAR_INIT` draws one with a bias, and
+      LeCun's rule one without.
   """
 
   heads: int
   features: int
   bias: bool = False
+  init: Initializer | None = None
 
   @nn.compact
   def weights(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
     """Returns the kernel for so many channels, and the bias or None. Both are
     flat."""
-    draw = LINEAR_INIT if self.bias else nn.initializers.lecun_normal()
+    draw = self.init or (
+      LINEAR_INIT if self.bias else nn.initializers.lecun_normal()
+    )
 
     def init(key, shape):
       return draw(key, (shape[0], self.features)).reshape(shape)
@@ -72,6 +81,7 @@ def project_together(
   features: Mapping[str, int],
   scale: float | None = None,
   bias: bool = False,
+  inits: Mapping[str, Initializer | None] | None = None,
 ) -> list[jax.Array]:
   """Applies several `Projection`s in one product.
 
@@ -85,12 +95,13 @@ def project_together(
     features: width of the result by the name of the projection.
     scale: factor of the last one, which is that of the queries; None: 1.
     bias: whether they have biases.
+    inits: `Projection.init` by the name of the projection, where it is set.
 
   Returns:
     `[…, heads, head_dim]` of each.
   """
   modules = [
-    Projection(heads, width, bias, name=name)
+    Projection(heads, width, bias, (inits or {}).get(name), name=name)
     for name, width in features.items()
   ]
   weights = [module.weights(x.shape[-1]) for module in modules]
@@ -128,7 +139,8 @@ def projections(
 
   Args:
     module: has `heads`, `qk_features`, `value_features` (the input's width if
-      None) and `dtype`.
+      None) and `dtype`; it may have `value_init`, which draws the kernel of the
+      values.
     x: `[batch, height, width, channels]`.
     half_tables: whether half of a head's query meets each relative table.
     scaled: whether queries are scaled by `head_dim ** -0.5`.
@@ -152,14 +164,17 @@ def projections(
   if keys:
     features = {"key": qk_features} | features
   scale = head_dim**-0.5 if scaled else None
+  inits = {"value": getattr(module, "value_init", None)}
   if not strided:
     features |= {"query": qk_features}
     *found, query = project_together(
-      x, heads, module.dtype, features, scale, bias
+      x, heads, module.dtype, features, scale, bias, inits
     )
   else:
     query = project(x, heads, qk_features, module.dtype, "query", scale, bias)
-    found = project_together(x, heads, module.dtype, features, bias=bias)
+    found = project_together(
+      x, heads, module.dtype, features, bias=bias, inits=inits
+    )
   *key, value = found
   return query, key[0] if keys else None, value, head_dim
 

@@ -26,8 +26,8 @@ class Backbone(nn.Module):
 
   With `num_classes=0` it ends with the pooling of the last stage's output, as a
   detector's or another network's body: there is no classifier, nor a layer
-  before it. A subclass has a compact method `_forward(images, train)`, which returns the
-  outputs of all stages by name, and the logits.
+  before it. A subclass has a compact method `_forward(images, train)`, which
+  returns the outputs of all stages by name, and the logits.
 
   Attributes:
     spec: what it is made of.

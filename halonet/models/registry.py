@@ -4,16 +4,18 @@ import dataclasses
 import fnmatch
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 
 from halonet.errors import unknown
 from halonet.fields import Field, is_kind
+from halonet.models.backbone import Backbone
 from halonet.models.halonet import HALONETS
 from halonet.models.pvt import PVT_V2S, PVTS
 from halonet.models.resnet import ResNet
 from halonet.models.resnets import RESNETS
+from halonet.models.retinanet import RETINANETS, RetinaNet
 from halonet.models.sasa import SASAS
 from halonet.models.slide_transformers import SLIDES
 from halonet.models.swin import SWINS
@@ -36,6 +38,60 @@ class ModelEntry:
   fields: Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Over:
+  """A host over the stages of another model, which its field `backbone` names.
+
+  Its fields are its own and those of the backbone, which share what both have,
+  such as `dtype`. What only a classifier has is left out.
+
+  Attributes:
+    module: class of the host, with `own_fields` and `over`.
+  """
+
+  CLASSIFIER: ClassVar[tuple[str, ...]] = (
+    "df",
+    "dropout",
+    "num_classes",
+    "zero_init_classifier",
+  )
+
+  module: Any
+
+  def fields(self, chosen: Mapping[str, Any]) -> dict[str, Field]:
+    """Returns the fields where `chosen` are set; see `register`."""
+    own = self.module.own_fields(chosen)
+    return self._backbone_fields(own, chosen) | own
+
+  def make(self, **values: Any) -> nn.Module:
+    """Makes a model of checked values for all `fields`."""
+    own = self.module.own_fields(values)
+    backbone = create_model(
+      values["backbone"],
+      num_classes=0,
+      **{k: values[k] for k in self._backbone_fields(own, values)},
+    )
+    return self.module.over(backbone, {k: values[k] for k in own})
+
+  def _backbone_fields(self, own, chosen):
+    name = own["backbone"].check(
+      "backbone", chosen.get("backbone", own["backbone"].default)
+    )
+    if name not in _MODELS:
+      raise ValueError(f"backbone: {unknown('model', name, _MODELS)}")
+    host = _MODELS[name].host
+    if not (isinstance(host, type) and issubclass(host, Backbone)):
+      raise ValueError(
+        f"backbone is {name}, which has no stages; take a classifier, such as"
+        " resnet50"
+      )
+    theirs = model_fields(
+      name,
+      {k: v for k, v in chosen.items() if k not in ("backbone", "num_classes")},
+    )
+    return {k: v for k, v in theirs.items() if k not in self.CLASSIFIER}
+
+
 # A host and a table of its models, on each line.
 _HOSTS = (
   (ResNet, HALONETS),
@@ -47,6 +103,7 @@ _HOSTS = (
   (Transformer, PVTS),
   (Transformer, PVT_V2S),
   (Transformer, SLIDES),
+  (Over(RetinaNet), RETINANETS),
 )
 
 _MODELS = {
