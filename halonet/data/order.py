@@ -124,8 +124,10 @@ def train_records(
     )
     if window > 1:
       seed = _fold(config.seed, _ORDER, epoch, lane)
-      # The next window is read while this one is used up.
-      windows = examples.batch(window).prefetch(1).enumerate(first_window)
+      # The next window is read while this one is used up. Features of several
+      # lengths, such as an image's boxes, are batched as ragged tensors.
+      batch = examples.ragged_batch if _is_ragged(examples) else examples.batch
+      windows = batch(window).prefetch(1).enumerate(first_window)
       examples = windows.flat_map(
         lambda number, batch: _shuffled(batch, fold_in(seed, number))
       )
@@ -220,9 +222,14 @@ def _fold(seed, *numbers):
   return seed
 
 
+def _is_ragged(dataset):
+  shapes = [spec.shape for spec in tf.nest.flatten(dataset.element_spec)]
+  return not all(shape.is_fully_defined() for shape in shapes)
+
+
 def _shuffled(batch, seed):
   """Returns the examples of a batch as a dataset in random order."""
-  size = tf.shape(tf.nest.flatten(batch)[0])[0]
+  size = tf.shape(batch["number"])[0]
   keys = tf.random.stateless_uniform([size], seed, None, None, tf.int64)
   order = tf.argsort(keys, stable=True)
   batch = tf.nest.map_structure(lambda item: tf.gather(item, order), batch)

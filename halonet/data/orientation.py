@@ -57,6 +57,25 @@ def upright(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
   return tf.raw_ops.Reverse(tensor=tf.transpose(image, sides), dims=dims)
 
 
+def upright_boxes(boxes: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+  """Turns boxes in the stored image by its orientation.
+
+  Args:
+    boxes: top, left, bottom and right as shares of the stored image's height
+      and width, float32 `[n, 4]`.
+    turn: the orientation, 1 … 8.
+
+  Returns:
+    The same as shares of the upright image's height and width.
+  """
+  corners = tf.gather(
+    tf.reshape(boxes, [-1, 2, 2]), tf.gather(_SIDES, turn), axis=2
+  )
+  corners = tf.where(tf.gather(REVERSED, turn), 1 - corners, corners)
+  ends = tf.reduce_min(corners, 1), tf.reduce_max(corners, 1)
+  return tf.concat(ends, -1)
+
+
 def upright_size(size: tf.Tensor, turn: tf.Tensor | None) -> tf.Tensor:
   """Returns the height and width `[2]` that stored ones have upright.
 

@@ -193,10 +193,10 @@ def _what_is_wrong(split, records_of, number, error):
         for _ in split.read(shard, split.skips[shard], split.sizes[shard]):
           pass
       except tf.errors.OpError as failure:
-        return (
-          f"{split.files[shard]} cannot be read: {_first_line(failure)}."
-          " Nothing after that place can; put back a whole one"
-        )
+        what = f"{split.files[shard]} cannot be read: {_first_line(failure)}"
+        if split.read_one:  # It is a file of one example.
+          return what
+        return f"{what}. Nothing after that place can; put back a whole one"
   return f"the data in {_folder(split)} cannot be read: {_first_line(error)}"
 
 
@@ -208,7 +208,7 @@ def _first_line(error):
   if "Number of channels requested" in line or "WebP Animation" in line:
     return "a WebP must have no transparency and one image only"
   # Without the names of TensorFlow's own parts around it.
-  return re.sub(r"^\{\{.*\}\} | \[Op:.*$", "", line)
+  return re.sub(r"^\{\{.*\}\} |^.*ValueError: | \[Op:.*$", "", line)
 
 
 def _folder(split):

@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al. 2020): a few operations on an image, at random.
 
-Three policies say which operations there are and what a magnitude means. All
+Four policies say which operations there are and what a magnitude means. All
 choices follow from a seed; no random state is kept.
 
 Every pass over the pixels takes time, and so does every node of TensorFlow's
@@ -215,6 +215,14 @@ TIMM_OPERATIONS: dict[str, Operation] = {
 }
 
 
+# Those of the paper's operations that move no pixels: boxes stay right.
+COLOR_OPERATIONS: dict[str, Operation] = {
+  name: operation
+  for name, operation in OPERATIONS.items()
+  if not name.startswith(("rotate", "shear", "translate"))
+}
+
+
 class Policy(NamedTuple):
   """What RandAugment chooses from.
 
@@ -238,6 +246,7 @@ class Policy(NamedTuple):
 
 POLICIES = {
   "autoaugment": Policy(OPERATIONS, 1.0, FULL_MAGNITUDE, (), np.float32),
+  "color": Policy(COLOR_OPERATIONS, 1.0, FULL_MAGNITUDE, (), np.float32),
   "tpu": Policy(
     TPU_OPERATIONS,
     1.0,

@@ -34,6 +34,8 @@ class Split:
       features that were asked for.
     read_one: if every shard is a file of one example, a function from a scalar
       tensor, the shard, to that example. It is faster than a dataset.
+    content: number that differs where the targets differ that are not in the
+      files, such as boxes of images; 0 if there are none.
   """
 
   files: np.ndarray
@@ -41,10 +43,14 @@ class Split:
   sizes: np.ndarray
   read: Callable[[Any, Any, Any], Any]
   read_one: Callable[[Any], dict[str, Any]] | None = None
+  content: int = 0
 
   @classmethod
   def of_files(
-    cls, files: Iterable[str], read_one: Callable[[Any], dict[str, Any]]
+    cls,
+    files: Iterable[str],
+    read_one: Callable[[Any], dict[str, Any]],
+    content: int = 0,
   ) -> "Split":
     """Makes a split of files that hold one example each."""
     from halonet.data.runtime import tf
@@ -56,7 +62,7 @@ class Split:
 
     files = np.array(files)
     zeros = np.zeros(len(files), np.int64)
-    return cls(files, zeros, zeros + 1, read, read_one)
+    return cls(files, zeros, zeros + 1, read, read_one, content)
 
   @property
   def size(self) -> int:
@@ -73,11 +79,11 @@ class Split:
 
   @property
   def fingerprint(self) -> int:
-    """A number that differs between different listings of files."""
+    """A number that differs between listings of files, and their targets."""
     # The last folder is included: it is the class if files are images.
     names = "\n".join("/".join(name.split("/")[-2:]) for name in self.files)
     sizes = ",".join(map(str, self.sizes.tolist()))
-    return zlib.crc32(f"{names}\n{sizes}".encode())
+    return zlib.crc32(f"{names}\n{sizes}".encode(), self.content)
 
 
 class Source(abc.ABC):
@@ -91,14 +97,18 @@ class Source(abc.ABC):
     name: name of the data set, with its version if it has one.
     location: folder that holds it.
     features: kind of each feature, `image` included, as the name of a class of
-      `tfds.features`, such as "ClassLabel".
+      `tfds.features`, such as "ClassLabel". What the items of a sequence have
+      is listed as well: `objects/bbox` beside `objects`.
     classes: names of the classes of each feature that has classes.
+    class_ids: the data set's own numbers of these classes, where it has some
+      that are not 0, 1, 2, …
   """
 
   name: str
   location: str
   features: Mapping[str, str]
   classes: Mapping[str, list[str]] = {}
+  class_ids: Mapping[str, list[int]] = {}
 
   def prepare(self) -> None:  # noqa: B027  Optional.
     """Downloads the data and writes them to disk unless they are there."""
@@ -115,12 +125,30 @@ class Source(abc.ABC):
       UsageError: if there is no such split, or it is empty.
     """
 
+  def report(self, field: str, name: str) -> list[str]:
+    """Says in lines what there is to know of a split beside its files.
+
+    Args and errors are those of `split`.
+    """
+    del field, name
+    return []
+
+  def check(self, field: str, name: str) -> None:  # noqa: B027  Optional.
+    """Compares all images of a split with what is known of them.
+
+    Args are those of `split`. It may take as long as reading the split.
+
+    Raises:
+      UsageError: if an image is another than the one described.
+    """
+
 
 Opener = Callable[["ml_collections.ConfigDict", Mapping[str, str]], Source]
 
 # Name → the opener, or where it is. All other names are those of TFDS.
 SOURCES: dict[str, Opener | str] = {
   "folder": "halonet.data.folder_source:FolderSource",
+  "coco_json": "halonet.data.coco_source:CocoJsonSource",
 }
 _TFDS = "halonet.data.tfds_source:TfdsSource"
 

@@ -17,6 +17,9 @@ _WELL_KNOWN = (
   " oxford_flowers102, food101"
 )
 
+# COCO's numbers of its 80 classes, in the order of their names in TFDS.
+_COCO_IDS = sorted({*range(1, 91)} - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+
 
 class TfdsSource(Source):
   """A data set of TFDS; `builder` is TFDS's own description of it."""
@@ -27,21 +30,30 @@ class TfdsSource(Source):
     self.builder = load_builder(*self._given)
     self.name = self.builder.info.full_name
     self.location = str(self.builder.data_dir)
-    features = self.builder.info.features
-    if not isinstance(features, tfds.features.FeaturesDict):
-      features = {}
     self.features = {
-      name: type(feature).__name__ for name, feature in features.items()
+      name: type(feature).__name__
+      for name, feature in _flat(self.builder.info.features).items()
     }
 
   @property
   def classes(self) -> dict[str, list[str]]:
     # Before a data set is prepared, TFDS may name its classes by numbers.
-    features = self.builder.info.features
     return {
-      name: list(features[name].names)
-      for name in self._needs
-      if self.features[name] == "ClassLabel" and features[name].num_classes
+      name: list(feature.names)
+      for name, feature in _flat(self.builder.info.features).items()
+      if {name, name.partition("/")[0]} & set(self._needs)
+      and isinstance(feature, tfds.features.ClassLabel)
+      and feature.num_classes
+    }
+
+  @property
+  def class_ids(self) -> dict[str, list[int]]:
+    if self.builder.name != "coco":
+      return {}
+    return {
+      name: _COCO_IDS
+      for name, labels in self.classes.items()
+      if len(labels) == len(_COCO_IDS)
     }
 
   def prepare(self) -> None:
@@ -82,9 +94,7 @@ class TfdsSource(Source):
     files = np.array([str(item.filename) for item in instructions])
     names = tf.constant(files)
     # Other features are not even parsed.
-    wanted = tfds.features.FeaturesDict(
-      {feature: info.features[feature] for feature in ("image", *self._needs)}
-    )
+    wanted = _select(info.features, ("image", *self._needs))
 
     def parse(serialized):
       return wanted.deserialize_example(
@@ -98,6 +108,36 @@ class TfdsSource(Source):
     skips = np.array([item.skip for item in instructions], np.int64)
     sizes = np.array([item.take for item in instructions], np.int64)
     return Split(files, skips, sizes, read)
+
+
+def _items(feature):
+  """Returns the features of a sequence's items; {} if it has none."""
+  if isinstance(feature, tfds.features.Sequence) and isinstance(
+    feature.feature, tfds.features.FeaturesDict
+  ):
+    return dict(feature.feature.items())
+  return {}
+
+
+def _flat(features):
+  """Returns features by name, with those of a sequence's items as `a/b`."""
+  if not isinstance(features, tfds.features.FeaturesDict):
+    return {}
+  flat = dict(features.items())
+  for name, feature in features.items():
+    flat |= {f"{name}/{key}": item for key, item in _items(feature).items()}
+  return flat
+
+
+def _select(features, names):
+  """Keeps the features of some names, those of `_flat`."""
+  kept = {name: features[name] for name in names if name in features}
+  for name, feature in features.items():
+    items = _items(feature)
+    wanted = {key: items[key] for key in items if f"{name}/{key}" in names}
+    if wanted and name not in kept:
+      kept[name] = tfds.features.Sequence(wanted)
+  return tfds.features.FeaturesDict(kept)
 
 
 def load_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

@@ -102,10 +102,10 @@ FIELDS = {
   ),
   "data.randaugment_policy": Field(
     "autoaugment",
-    "RandAugment's operations: the paper's 14 in AutoAugment's ranges, the 16"
-    " of the TPU reference models, or timm's 15, each skipped half of the"
-    " time.",
-    choices=("autoaugment", "tpu", "timm"),
+    "RandAugment's operations: the paper's 14 in AutoAugment's ranges, its 9"
+    " that move no pixels, the 16 of the TPU reference models, or timm's 15,"
+    " each skipped half of the time.",
+    choices=("autoaugment", "color", "tpu", "timm"),
   ),
   "data.randaugment_magnitude": Field(
     10.0,

@@ -45,7 +45,9 @@ def test_a_source_from_outside_is_known_by_its_name(outside, data_dir):
   (example,) = split.read(2, 0, 1).as_numpy_iterator()
   assert example["angle"] == split.read_one(np.int64(2))["angle"] == 2
   data = ml_collections.ConfigDict(dict(name="turnd", data_dir=data_dir))
-  with pytest.raises(UsageError, match="did you mean turned.*known: folder, t"):
+  with pytest.raises(
+    UsageError, match="did you mean turned.*known: folder, coco_json, t"
+  ):
     sources.open_source(data, {})
 
 
