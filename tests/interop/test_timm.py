@@ -15,6 +15,7 @@ from halonet.interop import timm
 from halonet.models.timm_models import TIMM_MODELS, TIMM_NAMES
 from tests.interop.drawn import (
   CASES,
+  FEATURE_CASES,
   GRADIENT_CASES,
   LARGE_CASES,
   draw_images,
@@ -23,6 +24,7 @@ from tests.interop.drawn import (
   key,
   loss_and_gradients,
   project,
+  sample,
 )
 
 GOLDEN = np.load(
@@ -64,6 +66,23 @@ def test_training_is_timms(name, size, overrides, _):
   expected = GOLDEN[key(name, size, "gradient")]
   error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
   assert error <= 1e-3
+
+
+@pytest.mark.parametrize(
+  "name, size", [case for case in FEATURE_CASES if case[0] == "resnet50"]
+)
+def test_features_are_timms(name, size):
+  model, state_dict = make(name)
+  variables = timm.from_timm(state_dict, model)
+  features = jax.jit(lambda *x: model.apply(*x, method="features"))(
+    variables, draw_images(2, size)[:1]
+  )
+  for feature in model.spec.feature_info:
+    height, width = (-(-side // feature.stride) for side in size)
+    assert features[feature.name].shape == (1, height, width, feature.channels)
+  actual = sample([features[f"stage{number}"] for number in (1, 2, 3, 4)])
+  expected = GOLDEN[key(name, size, "features")]
+  assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
