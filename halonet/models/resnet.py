@@ -106,16 +106,20 @@ class ResNet(Backbone):
   @nn.nowrap
   def _plain_entries(self, shapes):
     spec = self.spec
-    plain = {
-      "operators": {block.operator for block in spec.blocks} == {"conv"},
-      "stem": spec.stem == "conv7" and spec.stem_part.stem_pool,
-      "activation": spec.activation == "relu",
-    }
-    for field, fits in plain.items():
-      if not fits:
+    plain = dict(
+      operators={"conv"}, stem="conv7", stem_pool=True, activation="relu"
+    )
+    found = dict(
+      operators={block.operator for block in spec.blocks},
+      stem=spec.stem,
+      stem_pool=spec.stem_part.stride == 4,
+      activation=spec.activation,
+    )
+    for field, value in found.items():
+      if value != plain[field]:
         raise ValueError(
-          f"timm has no such model: block_type is {spec.block_type!r}, and"
-          f" {field} {getattr(spec, field)!r}, not a plain ResNet's"
+          f"timm has no such model: {field} is {value}, and a plain ResNet's is"
+          f" {plain[field]}"
         )
     layers = [("stem", "", "1")]
     for block in spec.blocks:

@@ -135,6 +135,26 @@ def test_what_timm_has_no_place_for_is_not_dropped():
     timm.from_timm({}, model)
 
 
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    (dict(activation="silu"), "activation is silu, and a plain ResNet's is re"),
+    (dict(stem="tiered"), "stem is tiered, and a plain ResNet's is conv7"),
+    (dict(stem_pool=False), "stem_pool is False, and a plain ResNet's is True"),
+    (
+      dict(operators=("conv", "halo"), heads=(1, 1)),
+      "operators is .*'halo'.*, and a plain ResNet's is {'conv'}",
+    ),
+    (dict(channel_attention="se_all"), "no place for .*/se/"),
+    (dict(df=64), "no place for params/final/kernel"),
+  ],
+)
+def test_only_plain_resnets_are_timms(fields, message):
+  fields = dict(depths=(1, 1), base_width=16) | fields
+  with pytest.raises(ValueError, match=message):
+    timm.from_timm({}, halonet.create_model("resnet50", **fields))
+
+
 def test_every_model_of_timms_is_compared():
   assert set(TIMM_NAMES) == {name for name, *_ in (*CASES, *LARGE_CASES)}
   assert TIMM_MODELS.keys() <= {name for name, *_ in CASES}

@@ -135,12 +135,6 @@ def test_a_backbone_begins_with_the_weights_and_the_rest_is_new():
   check(result, given, own)
 
 
-def test_a_backbone_with_its_classifier_keeps_it():
-  given, own, result, notes = transfer_inner(create_model("trunk"), detector())
-  assert len(notes) == 1 and notes[0].startswith("They are those of backbone;")
-  check(result, given, own)
-
-
 @pytest.mark.parametrize(
   "fields, message",
   [
