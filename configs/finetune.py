@@ -39,6 +39,9 @@ VARIANTS = (
   "pvt_v2_b3",
   "pvt_v2_b4",
   "pvt_v2_b5",
+  "resnet50",
+  "resnet101",
+  "resnet152",
 )
 
 

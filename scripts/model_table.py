@@ -39,6 +39,9 @@ TIMM = {
   "pvt_v2_b3": "45.24 M",
   "pvt_v2_b4": "62.56 M",
   "pvt_v2_b5": "81.96 M",
+  "resnet50": "25.56 M",
+  "resnet101": "44.55 M",
+  "resnet152": "60.19 M",
 }
 
 HEADER = "model", "size", "parameters", "GFLOPs", "source"

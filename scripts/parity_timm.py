@@ -11,7 +11,9 @@ gradient in training mode for some models (relative L2 distance, allowed: 1e-3).
 They are in float64: with such weights PyTorch's own gradient of halonet26t
 differs by 6e-3 between float32 and float64, as rounding turns signs at ReLUs.
 The last columns of the first table say how far float32 logits, ours and timm's,
-are from timm's in float64 (relative L2 distance).
+are from timm's in float64 (relative L2 distance). The third table has the
+features of the ResNets, all stages, and their logits, in float64: largest
+difference over largest value (allowed: 1e-6).
 `--write` stores timm's answers for tests/interop/test_timm.py, which needs no
 PyTorch; those of models that were not run stay, and those of models that only
 this script compares are left out.
@@ -33,6 +35,7 @@ from halonet.interop.pretrained import save_timm
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from tests.interop.drawn import (
   CASES,
+  FEATURE_CASES,
   GRADIENT_CASES,
   LARGE_CASES,
   draw_images,
@@ -41,6 +44,7 @@ from tests.interop.drawn import (
   key,
   loss_and_gradients,
   project,
+  sample,
 )
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "tests/interop/golden/timm.npz"
@@ -116,11 +120,64 @@ def main() -> None:
     golden[key(name, size, "gradient")] = project(expected)
     report(name, size, loss_error, distance)
 
+  stages = tuple(f"stage{number}" for number in (1, 2, 3, 4))
+  titles = "".join(f"{title:>12}" for title in (*stages, "logits"))
+  print(f"\n{'model':30}{'size':>9}{titles}")
+  for name, size in FEATURE_CASES:
+    if arguments.models and name not in arguments.models:
+      continue
+    model = halonet.create_model(name, dtype="float64")
+    theirs = timm.create_model(name)
+    drawn = load(theirs, model, torch)
+    images = draw_images(2, size)
+    expected = []
+    with torch.no_grad():
+      x = to_torch(images, torch).double()
+      expected.append(theirs.eval().double()(x).numpy())
+      theirs = timm.create_model(
+        name, features_only=True, out_indices=(1, 2, 3, 4)
+      )
+      theirs.load_state_dict(
+        {
+          k: torch.tensor(array)
+          for k, array in drawn.items()
+          if not k.startswith("fc.")
+        },
+        strict=True,
+      )
+      for feature in theirs.eval().double()(x):
+        expected.append(feature.permute(0, 2, 3, 1).numpy())
+    logits, *maps = expected
+    if name in {case[0] for case in CASES}:
+      golden[key(name, size, "features")] = sample(maps).astype(np.float32)
+    ours, our_logits = features_and_logits(model, drawn, images)
+    pairs = [(ours[stage], x) for stage, x in zip(stages, maps, strict=True)]
+    figures = [
+      np.abs(actual - wanted).max() / np.abs(wanted).max()
+      for actual, wanted in (*pairs, (our_logits, logits))
+    ]
+    failed |= bool(not max(figures) <= 1e-6)
+    report(name, size, *figures)
+
   if failed:
     sys.exit("error: beyond what is allowed")
   if arguments.write:
     np.savez_compressed(GOLDEN, **golden)
     command.wrote(GOLDEN)
+
+
+def features_and_logits(model, drawn, images):
+  """All stages by name, and the logits, in float64."""
+  with jax.enable_x64(True):
+    images = jnp.asarray(np.asarray(images), jnp.float64)
+    variables = jax.tree.map(
+      lambda x: jnp.asarray(x, jnp.float64), interop.from_timm(drawn, model)
+    )
+    features = jax.jit(
+      lambda *arguments: model.apply(*arguments, method="features")
+    )(variables, images)
+    logits = jax.jit(model.apply)(variables, images)
+    return jax.tree.map(np.asarray, (features, logits))
 
 
 def report(name, size, *figures):

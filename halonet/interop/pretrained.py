@@ -25,7 +25,7 @@ _HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _VARIANCE = r"\.running_var$|^batch_stats/(.*/)?var$"
 
 # timm's names of the classifier's bias.
-_CLASSIFIERS = ("head.fc.bias", "head.bias")
+_CLASSIFIERS = ("head.fc.bias", "head.bias", "fc.bias")
 
 # Fields that decide how many rows relative tables have.
 _TABLE_FIELDS = (
@@ -96,6 +96,9 @@ PRETRAINED = {
       )
     ),
     *((f"pvt_v2_b{i}", "in1k", 224, 0.9, _IMAGENET) for i in range(6)),
+    ("resnet50", "a1_in1k", 224, 0.95, _IMAGENET),
+    ("resnet101", "a1h_in1k", 224, 0.95, _IMAGENET),
+    ("resnet152", "a1h_in1k", 224, 0.95, _IMAGENET),
   )
 }
 

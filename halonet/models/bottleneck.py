@@ -13,7 +13,7 @@ class Bottleneck:
 
   Attributes:
     per_stage: fields that must have one item per stage.
-    timm: whether timm has such blocks.
+    timm: whether they are of timm's `byobnet.py`.
     activates: whether an activation follows the shortcut.
   """
 

@@ -127,7 +127,9 @@ def register(
       `__call__(images, train=False)`, and may have
         `features(images, train=False)`, outputs of the stages by name;
         `window`, the side in pixels of what a query sees, or None;
-        `adapt(path, array, shape, source)`, as `Backbone.adapt`.
+        `adapt(path, array, shape, source)`, as `Backbone.adapt`;
+        `inner`, the registered model that is a part of it, as an `Inner` of
+        `halonet.models.inner`.
     image_size: side in pixels of its images.
     **fields: values of the host's fields, in place of their defaults.
 

@@ -70,6 +70,9 @@ class ResNet(Backbone):
   def timm_entries(self, shapes: Shapes) -> Entries:
     """Relates all variables to timm's names.
 
+    Blocks of timm's have the names of its `byobnet.py`. Plain ones have those
+    of its `resnet.py`, which are torchvision's.
+
     Args:
       shapes: shapes of the model's variables by path.
 
@@ -78,9 +81,7 @@ class ResNet(Backbone):
     """
     spec = self.spec
     if not spec.bottleneck.timm:
-      raise ValueError(
-        f"timm has no such model: block_type is {spec.block_type!r}"
-      )
+      return self._plain_entries(shapes)
     entries = spec.stem_part.timm_entries(shapes)
     for block in spec.blocks:
       ours = block.name
@@ -103,6 +104,44 @@ class ResNet(Backbone):
       entries |= layouts.conv_norm("final", "final_conv", shapes)
     entries |= layouts.transposed("classifier", "head.fc", 1, 0)
     return entries | layouts.same("params/classifier/bias", "head.fc.bias")
+
+  @nn.nowrap
+  def _plain_entries(self, shapes):
+    spec = self.spec
+    plain = dict(
+      operators={"conv"}, stem="conv7", stem_pool=True, activation="relu"
+    )
+    found = dict(
+      operators={block.operator for block in spec.blocks},
+      stem=spec.stem,
+      stem_pool=spec.stem_part.stride == 4,
+      activation=spec.activation,
+    )
+    for field, value in found.items():
+      if value != plain[field]:
+        raise ValueError(
+          f"timm has no such model: {field} is {value}, and a plain ResNet's is"
+          f" {plain[field]}"
+        )
+    layers = [("stem", "", "1")]
+    for block in spec.blocks:
+      ours = block.name
+      theirs = f"layer{block.stage + 1}.{block.index}."
+      layers += [
+        (f"{ours}/{name}", theirs, number)
+        for name, number in (("reduce", "1"), ("conv", "2"), ("expand", "3"))
+      ]
+    entries = {}
+    for ours, theirs, number in layers:
+      entries |= layouts.conv(ours, f"{theirs}conv{number}", shapes)
+      entries |= layouts.norm(f"{ours}_norm", f"{theirs}bn{number}")
+    for block in spec.blocks:
+      if block.shortcut == "project":
+        ours = f"{block.name}/shortcut"
+        theirs = f"layer{block.stage + 1}.{block.index}.downsample"
+        entries |= layouts.conv(ours, f"{theirs}.0", shapes)
+        entries |= layouts.norm(f"{ours}_norm", f"{theirs}.1")
+    return entries | layouts.linear("classifier", "fc")
 
 
 class Block(nn.Module):

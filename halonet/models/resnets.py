@@ -25,6 +25,7 @@ _DEPTHS = {
   "resnet38": (2, 3, 5, 2),
   "resnet50": (3, 4, 6, 3),
   "resnet101": (3, 4, 23, 3),
+  "resnet152": (3, 8, 36, 3),
 }
 
 # Name → (image size, fields). 26, 38 and 50 are of SASA, table 1.

@@ -127,5 +127,9 @@ TIMM_MODELS = {
 
 TIMM_SWINS = {f"{name}_patch4_window7_224": row for name, row in SWINS.items()}
 
+# Those of `halonet.models.resnets` that are timm's, and torchvision's.
+# resnet26 is not: SASA's has other depths.
+TIMM_RESNETS = ("resnet50", "resnet101", "resnet152")
+
 # All names for which timm's weights can be read.
-TIMM_NAMES = (*TIMM_MODELS, *TIMM_SWINS, *PVT_V2S)
+TIMM_NAMES = (*TIMM_MODELS, *TIMM_SWINS, *PVT_V2S, *TIMM_RESNETS)

@@ -18,6 +18,8 @@ from jax.sharding import Mesh
 
 from halonet.errors import RunError, UsageError
 from halonet.interop import pretrained
+from halonet.models.inner import Inner
+from halonet.models.registry import create_model
 from halonet.parallel import replicated
 from halonet.training.checkpoint import DamagedCheckpoint
 from halonet.training.origin import is_timm
@@ -45,9 +47,11 @@ def check_source(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
     return
   try:
     if is_timm(init_from):
-      pretrained.find_source(
-        config.model.name, None if init_from == "timm" else init_from
-      )
+      fields = config.model.to_dict()
+      model = create_model(fields.pop("name"), **fields)
+      inner = getattr(model, "inner", None)
+      name = inner.name if inner else config.model.name
+      pretrained.find_source(name, None if init_from == "timm" else init_from)
     else:
       origin = Workdir(init_from)
       origin.config()
@@ -66,7 +70,8 @@ def initial_state(
   """Puts the weights that `config.init_from` names into a fresh state.
 
   A run gives those of its latest checkpoint: the moving averages, if it kept
-  them.
+  them. A model with another one within, such as a detector with a backbone,
+  takes the weights of its own kind whole, and others as those of `inner`.
 
   Args:
     config: complete; `init_from` is the workdir of a run, a `.safetensors` file
@@ -86,16 +91,24 @@ def initial_state(
   """
   init_from = config.init_from
   try:
+    inner = getattr(model, "inner", None)
     if is_timm(init_from):
-      fields = config.model.to_dict()
-      source, given = pretrained.load_as_saved(
-        fields.pop("name"), None if init_from == "timm" else init_from, **fields
-      )
+      source, given = _load_timm(config, inner)
     else:
       trained = restore_model(init_from, mesh)
       given, source = jax.device_get(trained.variables), trained.model
+      if getattr(source, "inner", None):
+        inner = None  # All of it is of this kind.
+      elif inner and trained.config.model.name != inner.name:
+        raise UsageError(
+          f"config.model.{inner.module} is {inner.name}, and the weights are of"
+          f" {trained.config.model.name}; choose that, or other weights"
+        )
     state = draw()
-    variables, notes = transfer(given, state.variables, source, model)
+    if inner is None:
+      variables, notes = transfer(given, state.variables, source, model)
+    else:
+      variables, notes = transfer_inner(given, state.variables, source, inner)
   except DamagedCheckpoint as error:
     advice = "no older one is good"
     if error.older is not None:
@@ -118,8 +131,64 @@ def initial_state(
   return state, [f"Weights from {init_from}", *notes]
 
 
+def transfer_inner(
+  given: Any, target: Any, source_model: nn.Module, inner: Inner
+) -> tuple[Any, list[str]]:
+  """Makes variables of one model those of the same model within another.
+
+  Modules of the source after its last stage are left out where the model within
+  has none of that name. Everything else is as in `transfer`.
+
+  Args:
+    given: variables of `source_model`, arrays.
+    target: variables of the model around it, such as freshly drawn ones.
+    source_model: model that the weights are for.
+    inner: the model within.
+
+  Returns:
+    Variables with the shapes and dtypes of `target`; and lines that say what
+    begins with the weights, what is new, and what is left out.
+
+  Raises:
+    UsageError: that names the first variables that do not fit, and how.
+  """
+  given, target = (
+    traverse_util.flatten_dict(jax.device_get(tree), sep="/")
+    for tree in (given, target)
+  )
+  within, around = {}, {}
+  for path, array in target.items():
+    collection, module, *rest = path.split("/")
+    if module == inner.module:
+      within["/".join((collection, *rest))] = array
+    else:
+      around[path] = np.asarray(array)
+  last = getattr(source_model, "last_modules", _heads(source_model))
+  unused = {_module(path) for path in given}.intersection(last)
+  unused -= {_module(path) for path in within}
+  given = {k: v for k, v in given.items() if _module(k) not in unused}
+  variables, notes = transfer(
+    *(traverse_util.unflatten_dict(x, sep="/") for x in (given, within)),
+    source_model,
+    create_model(inner.name, **inner.fields),
+    f"config.model.{inner.module}, which is {inner.name}",
+  )
+  for path, array in traverse_util.flatten_dict(variables, sep="/").items():
+    collection, rest = path.split("/", 1)
+    around[f"{collection}/{inner.module}/{rest}"] = array
+  new = ", ".join(sorted({_module(path) for path in target} - {inner.module}))
+  lines = [f"They are those of {inner.module}; new: {new}"]
+  if unused:
+    lines.append(f"Left out of the weights: {', '.join(sorted(unused))}")
+  return traverse_util.unflatten_dict(around, sep="/"), lines + notes
+
+
 def transfer(
-  given: Any, target: Any, source_model: nn.Module, model: nn.Module
+  given: Any,
+  target: Any,
+  source_model: nn.Module,
+  model: nn.Module,
+  field: str = "config.model",
 ) -> tuple[Any, list[str]]:
   """Makes variables of one model those of another.
 
@@ -134,6 +203,7 @@ def transfer(
     target: variables of `model`, such as freshly drawn ones.
     source_model: model that the weights are for.
     model: model that they are to be for.
+    field: what chooses the model, for errors.
 
   Returns:
     Variables with the shapes and dtypes of `target`, NumPy arrays; and a line
@@ -186,7 +256,7 @@ def transfer(
     named = [problems[path] for path in worst[:_MOST_NAMED]]
     more = len(problems) - len(named)
     raise UsageError(
-      "the weights do not fit config.model: "
+      f"the weights do not fit {field}: "
       + "; ".join(named)
       + (f"; and {more} more" if more > 0 else "")
     )
@@ -203,17 +273,33 @@ def _explained(init_from, error):
   return UsageError(f"config.init_from is {init_from}: {reason}")
 
 
-def _is_head(path, models):
-  """Says whether a variable is of a module that ends one of the models.
+def _load_timm(config, inner):
+  """Returns the model that weights of timm's fit, and its variables."""
+  source = None if config.init_from == "timm" else config.init_from
+  if inner is None:
+    fields = config.model.to_dict()
+    return pretrained.load_as_saved(fields.pop("name"), source, **fields)
+  try:
+    return pretrained.load_as_saved(inner.name, source, **inner.fields)
+  except (RunError, ValueError) as error:
+    raise UsageError(
+      f"config.model.{inner.module} is {inner.name}: {error}"
+    ) from error
 
-  A model names these by an attribute `head_modules`.
-  """
-  names = {
-    name
-    for model in models
-    for name in getattr(model, "head_modules", ("classifier",))
-  }
-  return path.split("/")[1] in names
+
+def _is_head(path, models):
+  """Says whether a variable is of a module that ends one of the models."""
+  return any(_module(path) in _heads(model) for model in models)
+
+
+def _heads(model):
+  """Names the modules that end a model, by its attribute `head_modules`."""
+  return getattr(model, "head_modules", ("classifier",))
+
+
+def _module(path):
+  """`params/stem/kernel` → `stem`."""
+  return path.split("/")[1]
 
 
 def _other_head(given, target):
@@ -224,8 +310,17 @@ def _other_head(given, target):
       old[:-1] != new[:-1] for old, new in pairs
     ):
       return ""
-    old, new = pairs[0][0][-1], pairs[0][1][-1]
-    return f"The classifier is new: {new} classes in place of {old}"
+    path = next(
+      path for path in target if given[path].shape != target[path].shape
+    )
+    old, new, module = (
+      given[path].shape[-1],
+      target[path].shape[-1],
+      _module(path),
+    )
+    if module == "classifier":
+      return f"The classifier is new: {new} classes in place of {old}"
+    return f"{module} is new: {new} outputs in place of {old}"
   if not target:
     return "The weights' head is left out"
   return "The head is new: the weights have another, or none"

@@ -44,7 +44,8 @@ FIELDS = {
   "init_from": Field(
     None,
     "Weights to begin with: the workdir of another run, a .safetensors file of"
-    ' timm\'s, hf-hub:OWNER/NAME, or "timm" for what timm publishes.',
+    " timm's or torchvision's, hf-hub:OWNER/NAME, or \"timm\" for what timm"
+    " publishes. A detector may take those of its backbone.",
     kind=str | None,
     example="runs/pretrained",
   ),

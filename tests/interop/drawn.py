@@ -40,6 +40,8 @@ CASES = (
   ),
   ("pvt_v2_b0", (224, 224), {}, {}),
   ("pvt_v2_b1", (225, 250), {}, {}),
+  ("resnet50", (224, 224), {}, {}),
+  ("resnet50", (97, 131), {}, {}),
 )
 # Larger models of the same kind; scripts/parity_timm.py alone compares them.
 LARGE_CASES = (
@@ -52,6 +54,9 @@ LARGE_CASES = (
   ("pvt_v2_b3", (224, 224), {}, {}),
   ("pvt_v2_b4", (224, 224), {}, {}),
   ("pvt_v2_b5", (224, 224), {}, {}),
+  ("resnet101", (224, 224), {}, {}),
+  ("resnet101", (97, 131), {}, {}),
+  ("resnet152", (97, 131), {}, {}),
 )
 GRADIENT_CASES = (
   ("halonet26t", (256, 256), {}, {}),
@@ -63,6 +68,17 @@ GRADIENT_CASES = (
     {"img_size": (64, 128), "window_size": 2, "drop_path_rate": 0.0},
   ),
   ("pvt_v2_b0", (64, 128), {}, {}),
+  (
+    "resnet50",
+    (64, 128),
+    {"depths": (1, 1, 1, 1)},
+    {"layers": (1, 1, 1, 1)},
+  ),
+)
+# Models of which timm's `features_only` has the four stages; see `sample`.
+FEATURE_CASES = (
+  ("resnet50", (97, 131)),
+  ("resnet101", (97, 131)),
 )
 
 
@@ -134,6 +150,11 @@ def project(gradients: dict[str, np.ndarray]) -> np.ndarray:
       for name, x in sorted(gradients.items())
     ]
   )
+
+
+def sample(features) -> np.ndarray:
+  """Every 64th channel of all pixels of all stages of the first image."""
+  return np.concatenate([x[0, :, :, ::64].ravel() for x in features])
 
 
 def _rng(name):

@@ -15,6 +15,7 @@ from halonet.interop import timm
 from halonet.models.timm_models import TIMM_MODELS, TIMM_NAMES
 from tests.interop.drawn import (
   CASES,
+  FEATURE_CASES,
   GRADIENT_CASES,
   LARGE_CASES,
   draw_images,
@@ -23,6 +24,7 @@ from tests.interop.drawn import (
   key,
   loss_and_gradients,
   project,
+  sample,
 )
 
 GOLDEN = np.load(
@@ -64,6 +66,23 @@ def test_training_is_timms(name, size, overrides, _):
   expected = GOLDEN[key(name, size, "gradient")]
   error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
   assert error <= 1e-3
+
+
+@pytest.mark.parametrize(
+  "name, size", [case for case in FEATURE_CASES if case[0] == "resnet50"]
+)
+def test_features_are_timms(name, size):
+  model, state_dict = make(name)
+  variables = timm.from_timm(state_dict, model)
+  features = jax.jit(lambda *x: model.apply(*x, method="features"))(
+    variables, draw_images(2, size)[:1]
+  )
+  for feature in model.spec.feature_info:
+    height, width = (-(-side // feature.stride) for side in size)
+    assert features[feature.name].shape == (1, height, width, feature.channels)
+  actual = sample([features[f"stage{number}"] for number in (1, 2, 3, 4)])
+  expected = GOLDEN[key(name, size, "features")]
+  assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -114,6 +133,26 @@ def test_what_timm_has_no_place_for_is_not_dropped():
   model = halonet.create_model("halonet26t", channel_attention="se_last")
   with pytest.raises(ValueError, match="no place for .*/se/"):
     timm.from_timm({}, model)
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    (dict(activation="silu"), "activation is silu, and a plain ResNet's is re"),
+    (dict(stem="tiered"), "stem is tiered, and a plain ResNet's is conv7"),
+    (dict(stem_pool=False), "stem_pool is False, and a plain ResNet's is True"),
+    (
+      dict(operators=("conv", "halo"), heads=(1, 1)),
+      "operators is .*'halo'.*, and a plain ResNet's is {'conv'}",
+    ),
+    (dict(channel_attention="se_all"), "no place for .*/se/"),
+    (dict(df=64), "no place for params/final/kernel"),
+  ],
+)
+def test_only_plain_resnets_are_timms(fields, message):
+  fields = dict(depths=(1, 1), base_width=16) | fields
+  with pytest.raises(ValueError, match=message):
+    timm.from_timm({}, halonet.create_model("resnet50", **fields))
 
 
 def test_every_model_of_timms_is_compared():

@@ -67,6 +67,7 @@ OTHERS = {
   "resnet50_se8_halo_b8": 20_962_752,
   "resnet50_se8_halo_b32": 20_971_968,
   "resnet101": 44_549_160,
+  "resnet152": 60_192_808,
   "resnet101_se8": 45_151_200,
   "resnet101_se8_halo_b8": 40_238_304,
   # SASA, tables 1, 3 and 6; see test_sasa.py.
