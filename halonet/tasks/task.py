@@ -179,6 +179,7 @@ class Task(abc.ABC):
 # Name → the class, or where it is: its module may be slow to import.
 _TASKS: dict[str, type[Task] | str] = {
   "classification": "halonet.tasks.classification:Classification",
+  "detection": "halonet.tasks.detection:Detection",
 }
 
 

@@ -1,0 +1,44 @@
+"""A narrow RetinaNet on images with boxes in a COCO JSON, on a CPU.
+
+  scripts/train.sh --config=configs/detection/small.py --workdir=runs/detect \\
+    --config.data.data_dir=FOLDER
+
+FOLDER holds `images/`, `instances_train.json` and `instances_val.json`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(
+    dict(
+      task="detection",
+      seed=0,
+      steps=2000,
+      batch_size=8,
+      model=dict(
+        name="retinanet_resnet50",
+        # ResNet-14 of a quarter of the width.
+        depths=(1, 1, 1, 1),
+        base_width=24,
+        fpn_width=64,
+        head_depth=2,
+      ),
+      data=dict(
+        name="coco_json",
+        train_split="train",
+        test_split="val",
+        image_size=256,
+        scale_jitter=(0.8, 1.25),
+      ),
+      optimizer=dict(
+        name="adamw",
+        learning_rate=0.002,
+        warmup_steps=100,
+        weight_decay=0.05,
+        clip_norm=10,
+      ),
+      eval_every=500,
+      log_every=50,
+    )
+  )

@@ -1,0 +1,128 @@
+"""COCO's figures of a detector, by pycocotools or its faster twin."""
+
+import contextlib
+import importlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from halonet.errors import UsageError
+from halonet.tasks.task import Evaluator
+
+# COCO's 12 figures in its own order: mean precision over overlaps from 0.5 to
+# 0.95, at 0.5, at 0.75, of small, medium and large objects; mean recall with 1,
+# 10 and 100 detections an image, and of small, medium and large objects.
+FIGURES = (
+  *("box_ap", "box_ap50", "box_ap75"),
+  *("box_ap_small", "box_ap_medium", "box_ap_large"),
+  *("box_ar1", "box_ar10", "box_ar100"),
+  *("box_ar_small", "box_ar_medium", "box_ar_large"),
+)
+# The first that is installed counts. They agree.
+_TOOLS = (
+  ("faster_coco_eval", "COCO", "COCOeval_faster"),
+  ("pycocotools", "coco.COCO", "cocoeval.COCOeval"),
+)
+
+
+class CocoEvaluator(Evaluator):
+  """Gathers detections and objects, and compares them at the end.
+
+  Attributes:
+    detections: in COCO's format for results.
+  """
+
+  def __init__(self, labels: Sequence[str], class_ids: Sequence[int]):
+    self._categories = [
+      {"id": number, "name": name}
+      for number, name in zip(class_ids, labels, strict=True)
+    ]
+    self._ids = np.asarray(class_ids)
+    self._images, self._objects = [], []
+    self.detections: list[dict[str, Any]] = []
+
+  def add(self, measured: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Adds a batch: what `Detection.measure` returns."""
+    objects, found = measured["objects"], measured["detections"]
+    for row in np.flatnonzero(objects["weight"] > 0):
+      upper, lower = objects["image_id"][row].tolist()
+      image = upper * 2**31 + lower
+      self._images.append({"id": image})
+      real = np.flatnonzero(objects["labels"][row] >= 0)
+      for at in real:
+        self._objects.append(
+          {
+            "id": len(self._objects) + 1,
+            "image_id": image,
+            "category_id": self._category(objects["labels"][row, at]),
+            "bbox": _corner_and_sides(objects["boxes"][row, at]),
+            "area": float(objects["area"][row, at]),
+            "iscrowd": int(objects["crowd"][row, at]),
+          }
+        )
+      for at in np.flatnonzero(found["labels"][row] >= 0):
+        self.detections.append(
+          {
+            "image_id": image,
+            "category_id": self._category(found["labels"][row, at]),
+            "bbox": _corner_and_sides(found["boxes"][row, at]),
+            "score": float(found["scores"][row, at]),
+          }
+        )
+
+  def figures(self, images: int) -> dict[str, float]:
+    """Returns COCO's 12 figures; −1 where there are no such objects."""
+    del images
+    if not self.detections:
+      # The tools take no empty list.
+      return dict.fromkeys(FIGURES, 0.0)
+    coco, evaluation = load_tool()
+    with contextlib.redirect_stdout(io.StringIO()):
+      truth = coco()
+      truth.dataset = {
+        "info": {},
+        "images": self._images,
+        "annotations": self._objects,
+        "categories": self._categories,
+      }
+      truth.createIndex()
+      found = evaluation(truth, truth.loadRes(self.detections), "bbox")
+      found.evaluate()
+      found.accumulate()
+      found.summarize()
+    values = np.asarray(found.stats, np.float64)[: len(FIGURES)]
+    return dict(zip(FIGURES, values.tolist(), strict=True))
+
+  def _category(self, label):
+    return int(self._ids[label])
+
+
+def load_tool() -> tuple[Any, Any]:
+  """Returns the classes of the data set and of the evaluation.
+
+  Raises:
+    UsageError: if neither tool is installed.
+  """
+  for package, coco, evaluation in _TOOLS:
+    try:
+      return _find(package, coco), _find(package, evaluation)
+    except ImportError:
+      continue
+  raise UsageError(
+    "config.task=detection is evaluated by pycocotools or faster-coco-eval,"
+    " and neither is installed; run .venv/bin/pip install -e '.[detection]'"
+  )
+
+
+def _find(package, path):
+  module, _, name = path.rpartition(".")
+  module = importlib.import_module(".".join(filter(None, (package, module))))
+  return getattr(module, name)
+
+
+def _corner_and_sides(box):
+  """Turns top, left, bottom, right into COCO's left, top, width, height."""
+  top, left, bottom, right = box.tolist()
+  return [left, top, right - left, bottom - top]
