@@ -13,7 +13,7 @@ from flax import traverse_util
 from PIL import Image
 
 from halonet.compilation import keep_programs
-from halonet.data.images import published_input, square_input
+from halonet.data.images import published_input
 from halonet.errors import UsageError, unknown
 from halonet.interop.pretrained import (
   PRETRAINED,
@@ -23,7 +23,7 @@ from halonet.interop.pretrained import (
   load_pretrained,
 )
 from halonet.parallel import make_mesh
-from halonet.tasks.task import get_task
+from halonet.tasks.task import Task, get_task
 from halonet.training.restore import restore_model
 
 
@@ -35,21 +35,31 @@ class Predictor:
     model: the module.
     variables: its weights.
     prepare: function from an RGB image to the model's input, `[size, size, 3]`.
-    explain: function from the model's output for one image, and a number of
-      answers, to texts.
-    crop: share of the shorter side that the model sees, around the centre.
+    task: words the answers, and finds what can be drawn.
+    crop: share of the shorter side that the model sees, around the centre; None
+      if it sees the whole image.
   """
 
   model: nn.Module
   variables: Any
   prepare: Callable[[Image.Image], np.ndarray]
-  explain: Callable[[Any, int], list[str]]
-  crop: float = 1.0
+  task: Task
+  crop: float | None = 1.0
 
-  def predict(self, image: Image.Image, top: int) -> list[str]:
-    """Returns the model's best `top` answers for an image, in words."""
+  def predict(
+    self, image: Image.Image, top: int
+  ) -> tuple[list[str], list[dict[str, Any]] | None]:
+    """Returns the model's best `top` answers for an image, in words; and what
+    can be drawn into it, as `Task.find` describes."""
     outputs = self._apply(self.variables, self.prepare(image)[None])
-    return self.explain(jax.tree.map(lambda x: np.asarray(x[0]), outputs), top)
+    output = jax.tree.map(lambda x: np.asarray(x[0]), outputs)
+    asked = output, top, (image.height, image.width)
+    return self.task.explain(*asked), self.task.find(*asked)
+
+  @property
+  def draws(self) -> bool:
+    """Whether there is something to draw into images."""
+    return type(self.task).find is not Task.find
 
   @functools.cached_property
   def _apply(self):
@@ -93,13 +103,13 @@ def of_run(workdir: str, step: int | None = None) -> Predictor:
   mesh = make_mesh(jax.local_devices()[:1])  # One image at a time.
   run = restore_model(workdir, mesh, step)
   keep_programs(workdir, run.config.compilation_cache)
-  prepare = functools.partial(square_input, config=run.config.data)
+  whole = type(run.task).input is not Task.input
   return Predictor(
     run.model,
     run.variables,
-    prepare,
-    run.task.explain,
-    run.config.data.crop_fraction,
+    run.task.input,
+    run.task,
+    None if whole else run.config.data.crop_fraction,
   )
 
 
@@ -116,7 +126,7 @@ def of_published(name: str, source: str | None = None) -> Predictor:
     model,
     variables,
     functools.partial(published_input, **dataclasses.asdict(expected)),
-    task.explain,
+    task,
     expected.image_size / int(expected.image_size / expected.crop),
   )
 

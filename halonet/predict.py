@@ -34,6 +34,11 @@ def main() -> None:
     metavar="X,Y",
     help="pixel of the image whose attention is drawn (its centre)",
   )
+  parser.add_argument(
+    "--output",
+    metavar="DIR",
+    help="new folder for pictures of what a detector finds, and a JSON",
+  )
   parser.add_argument("images", nargs="+", metavar="IMAGE")
   arguments = parser.parse_args()
   if arguments.top < 1:
@@ -44,6 +49,8 @@ def main() -> None:
     raise UsageError("--step is for --workdir=DIR")
   if arguments.pixel is not None and not arguments.attention:
     raise UsageError("--pixel is for the picture of --attention=FILE.png")
+  if arguments.output and pathlib.Path(arguments.output).exists():
+    raise UsageError(f"--output: {arguments.output} exists; name a new folder")
   if arguments.attention:
     picture = pathlib.Path(arguments.attention)
     if len(arguments.images) > 1:
@@ -64,15 +71,27 @@ def main() -> None:
     predictor = inference.of_published(arguments.model, arguments.weights)
   else:
     predictor = inference.of_run(arguments.workdir, arguments.step)
+  if arguments.output and not predictor.draws:
+    raise UsageError("--output is for detectors; there is nothing to draw")
+  if arguments.attention and predictor.crop is None:
+    raise UsageError("--attention draws classifiers alone")
   if arguments.attention:
     from halonet import pictures
 
     pixel = pictures.parse_pixel(arguments.pixel, images[0], predictor)
+  drawn = []
   for path, image in zip(arguments.images, images, strict=True):
     # A name may be no UTF-8.
     print(path.encode(errors="backslashreplace").decode())
-    for answer in predictor.predict(image, arguments.top):
+    answers, found = predictor.predict(image, arguments.top)
+    for answer in answers:
       print(f"  {answer}")
+    drawn.append((path, image, found))
+  if arguments.output:
+    from halonet import box_pictures
+
+    box_pictures.write(drawn, arguments.output)
+    command.wrote(arguments.output)
   if arguments.attention:
     pictures.draw_attention(predictor, images[0], pixel, arguments.attention)
     command.wrote(arguments.attention)

@@ -24,7 +24,7 @@ FLOORS = (
   "tasks",
   "training",
   "tpu",
-  "inference pictures",
+  "inference pictures box_pictures",
   "serving",
   "train evaluate predict export",
   "sweep",  # It runs the command train in a child process.

@@ -98,8 +98,45 @@ def square_input(
   side = max(int(np.round(side)), 1)
   left, top = ((length - side) // 2 for length in image.size)
   square = np.asarray(image)[top : top + side, left : left + side]
-  levels = resize(square, config.image_size, config.interpolation)
-  levels = (np.clip(levels, 0, 255) + np.float32(0.5)).astype(np.uint8)
+  sides = config.image_size, config.image_size
+  return _normalised(_resized(square, sides, config), config)
+
+
+def padded_input(
+  image: Image.Image, config: ml_collections.ConfigDict
+) -> np.ndarray:
+  """Prepares a whole image as a detector's evaluation does: float32 `[size,
+  size, 3]`.
+
+  The numbers are those of `detection_images.test_image` and `normalise`.
+
+  Args:
+    image: RGB, of any size; its longer side is resized to `image_size`.
+    config: the `data` part of a training config.
+  """
+  size = config.image_size
+  height, width = padded_sides(image.height, image.width, size)
+  levels = np.floor(255 * np.array(config.mean) + 0.5).astype(np.uint8)
+  levels = np.tile(levels, (size, size, 1))
+  levels[:height, :width] = _resized(np.asarray(image), (height, width), config)
+  return _normalised(levels, config)
+
+
+def padded_sides(height: int, width: int, size: int) -> tuple[int, int]:
+  """Returns height and width of an image in a detector's input of that size."""
+  sides = np.array((height, width), np.float32)
+  sides = sides * (np.float32(size) / np.float32(max(height, width)))
+  sides = np.where(sides > size - 1, size, np.floor(sides + np.float32(0.5)))
+  height, width = np.clip(sides, 1, size).astype(int).tolist()
+  return height, width
+
+
+def _resized(image, sides, config):
+  levels = resize(image, sides, config.interpolation)
+  return (np.clip(levels, 0, 255) + np.float32(0.5)).astype(np.uint8)
+
+
+def _normalised(levels, config):
   mean, scale = normalisation(config.mean, config.std)
   pixels = (levels.astype(np.float32) - mean) * scale
   # First to the config's image_dtype, for the same numbers as evaluation's.

@@ -9,19 +9,21 @@ import numpy as np
 _ONE = np.float32(1)
 
 
-def resize(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
+def resize(
+  image: np.ndarray, sides: tuple[int, int], interpolation: str
+) -> np.ndarray:
   """Does what `tf.image.resize` with `antialias` does.
 
   Args:
     image: uint8 `[height, width, channels]`.
-    size: height and width of the result.
+    sides: height and width of the result.
     interpolation: "bilinear" or "bicubic".
 
   Returns:
-    float32 `[size, size, channels]`; "bicubic" overshoots at edges.
+    float32 `[*sides, channels]`; "bicubic" overshoots at edges.
   """
   image = image.astype(np.float32)
-  for axis in (0, 1):
+  for axis, size in enumerate(sides):
     places, weights = _taps(image.shape[axis], size, interpolation)
     image = image.swapaxes(0, axis)
     resized = np.zeros((size, *image.shape[1:]), np.float32)

@@ -57,7 +57,7 @@ class CocoEvaluator(Evaluator):
             "id": len(self._objects) + 1,
             "image_id": image,
             "category_id": self._category(objects["labels"][row, at]),
-            "bbox": _corner_and_sides(objects["boxes"][row, at]),
+            "bbox": corner_and_sides(objects["boxes"][row, at]),
             "area": float(objects["area"][row, at]),
             "iscrowd": int(objects["crowd"][row, at]),
           }
@@ -67,7 +67,7 @@ class CocoEvaluator(Evaluator):
           {
             "image_id": image,
             "category_id": self._category(found["labels"][row, at]),
-            "bbox": _corner_and_sides(found["boxes"][row, at]),
+            "bbox": corner_and_sides(found["boxes"][row, at]),
             "score": float(found["scores"][row, at]),
           }
         )
@@ -122,7 +122,7 @@ def _find(package, path):
   return getattr(module, name)
 
 
-def _corner_and_sides(box):
+def corner_and_sides(box: np.ndarray) -> list[float]:
   """Turns top, left, bottom, right into COCO's left, top, width, height."""
   top, left, bottom, right = box.tolist()
   return [left, top, right - left, bottom - top]

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from halonet.data.images import padded_input, padded_sides
 from halonet.errors import RunError, UsageError
 from halonet.fields import Field
 from halonet.models.registry import create_model
 from halonet.ops import matching
-from halonet.tasks.coco_evaluation import CocoEvaluator
+from halonet.tasks.coco_evaluation import CocoEvaluator, corner_and_sides
 from halonet.tasks.task import Task
 
 # Of Google's RetinaNet, the code of SASA's authors; docs/departures.md.
@@ -63,7 +64,7 @@ class Detection(Task):
     ),
     "data.max_objects": Field(
       100,
-      "Most objects of an image. Training leaves the others out and counts them;"
+      "Most objects of an image. Training counts the others and leaves them out;"
       " evaluation ends with an error.",
       least=1,
       most=_MOST_OBJECTS,
@@ -244,5 +245,44 @@ class Detection(Task):
     shown = ", ".join(f"{name} {figures[name]:.4f}" for name in names)
     return f"{shown} ({figures['images']} images)"
 
-  def explain(self, output, top):
-    raise NotImplementedError
+  def input(self, image):
+    return padded_input(image, self.config.data)
+
+  def explain(self, output, top, size):
+    """Words what is found: score, class, and left, top, width and height."""
+    return [
+      f"{each['score']:7.2%}  {each['label']} at"
+      f" {', '.join(f'{number:.0f}' for number in each['box'])}"
+      for each in self.find(output, top, size)
+    ] or ["nothing found"]
+
+  def find(self, output, top, size):
+    if not all(np.isfinite(x).all() for x in output.values()):
+      raise RunError(
+        "the model's outputs are not finite: its weights are damaged, or of a"
+        " training that diverged"
+      )
+    content = np.array(padded_sides(*size, self.config.data.image_size))
+    found = jax.device_get(self._detect(output, content.astype(np.float32)))
+    boxes = found.boxes[0] * np.tile(np.array(size) / content, 2)
+    return [
+      {
+        "label": self.metadata["labels"][label],
+        "score": float(score),
+        "box": corner_and_sides(box),
+      }
+      for box, score, label in zip(
+        boxes, found.scores[0], found.labels[0], strict=True
+      )
+      if label >= 0
+    ][:top]
+
+  @functools.cached_property
+  def _detect(self):
+    size = self.config.data.image_size
+
+    def detect(output, content):
+      output = {name: x[None] for name, x in output.items()}
+      return self._model.detect(output, (size, size), content[None])
+
+    return jax.jit(detect)

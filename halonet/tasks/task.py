@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from halonet.data.images import square_input
 from halonet.errors import UsageError, unknown
 from halonet.fields import Field
 
 if TYPE_CHECKING:
   import ml_collections
+  from PIL import Image
 
 Rows = dict[str, Any]
 Spec = dict[str, tuple[tuple[int, ...], str]]
@@ -171,9 +173,33 @@ class Task(abc.ABC):
       for name, value in figures.items()
     )
 
+  def input(self, image: "Image.Image") -> np.ndarray:
+    """Prepares an RGB image for the model, as evaluation does."""
+    return square_input(image, self.config.data)
+
   @abc.abstractmethod
-  def explain(self, output: Any, top: int) -> list[str]:
-    """Words the model's output for one image, the best `top` answers."""
+  def explain(self, output: Any, top: int, size: tuple[int, int]) -> list[str]:
+    """Words the model's output for one image.
+
+    Args:
+      output: NumPy arrays, without the axis of a batch.
+      top: most answers.
+      size: height and width of the image.
+    """
+
+  def find(
+    self, output: Any, top: int, size: tuple[int, int]
+  ) -> list[dict[str, Any]] | None:
+    """Returns what can be drawn into the image, best first.
+
+    Args are those of `explain`.
+
+    Returns:
+      `label`, a text, `score`, and `box`, its left, top, width and height in
+      pixels, of each object; None if the answers are about the whole image.
+    """
+    del output, top, size
+    return None
 
 
 # Name → the class, or where it is: its module may be slow to import.

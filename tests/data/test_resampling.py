@@ -20,7 +20,7 @@ def test_the_numbers_are_those_of_tensorflow(side, size, interpolation):
     expected = tf.image.resize(
       image, (size, size), interpolation, antialias=True
     )
-    actual = resize(image, size, interpolation)
+    actual = resize(image, (size, size), interpolation)
     if platform.machine() == "x86_64":
       np.testing.assert_array_equal(actual, expected)
     else:
