@@ -64,7 +64,7 @@ class Detection(Task):
     ),
     "data.max_objects": Field(
       100,
-      "Most objects of an image. Training counts the others and leaves them out;"
+      "Most objects of an image. Training counts and leaves out the others;"
       " evaluation ends with an error.",
       least=1,
       most=_MOST_OBJECTS,
