@@ -1,7 +1,6 @@
-"""COCO's figures of a detector, by pycocotools or its faster twin."""
+"""COCO's figures of a detector, by faster-coco-eval."""
 
 import contextlib
-import importlib
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,11 +19,6 @@ FIGURES = (
   *("box_ar1", "box_ar10", "box_ar100"),
   *("box_ar_small", "box_ar_medium", "box_ar_large"),
 )
-# The first that is installed counts. They agree.
-_TOOLS = (
-  ("faster_coco_eval", "COCO", "COCOeval_faster"),
-  ("pycocotools", "coco.COCO", "cocoeval.COCOeval"),
-)
 
 
 class CocoEvaluator(Evaluator):
@@ -35,6 +29,7 @@ class CocoEvaluator(Evaluator):
   """
 
   def __init__(self, labels: Sequence[str], class_ids: Sequence[int]):
+    self._tool = load_tool()  # Before any work is lost.
     self._categories = [
       {"id": number, "name": name}
       for number, name in zip(class_ids, labels, strict=True)
@@ -76,9 +71,9 @@ class CocoEvaluator(Evaluator):
     """Returns COCO's 12 figures; −1 where there are no such objects."""
     del images
     if not self.detections:
-      # The tools take no empty list.
+      # The tool takes no empty list.
       return dict.fromkeys(FIGURES, 0.0)
-    coco, evaluation = load_tool()
+    coco, evaluation = self._tool
     with contextlib.redirect_stdout(io.StringIO()):
       truth = coco()
       truth.dataset = {
@@ -103,23 +98,16 @@ def load_tool() -> tuple[Any, Any]:
   """Returns the classes of the data set and of the evaluation.
 
   Raises:
-    UsageError: if neither tool is installed.
+    UsageError: if the tool is not installed.
   """
-  for package, coco, evaluation in _TOOLS:
-    try:
-      return _find(package, coco), _find(package, evaluation)
-    except ImportError:
-      continue
-  raise UsageError(
-    "config.task=detection is evaluated by pycocotools or faster-coco-eval,"
-    " and neither is installed; run .venv/bin/pip install -e '.[detection]'"
-  )
-
-
-def _find(package, path):
-  module, _, name = path.rpartition(".")
-  module = importlib.import_module(".".join(filter(None, (package, module))))
-  return getattr(module, name)
+  try:
+    from faster_coco_eval import COCO, COCOeval_faster
+  except ImportError:
+    raise UsageError(
+      "config.task=detection is evaluated by faster-coco-eval, which is not"
+      " installed; run pip install -e '.[detection]'"
+    ) from None
+  return COCO, COCOeval_faster
 
 
 def corner_and_sides(box: np.ndarray) -> list[float]:

@@ -1,0 +1,159 @@
+"""COCO's figures against a plain computation of them."""
+
+import numpy as np
+import pytest
+
+from halonet.tasks.coco_evaluation import FIGURES, CocoEvaluator
+
+ROWS, DETECTIONS, CLASSES = 6, 12, 3
+OVERLAPS = np.linspace(0.5, 0.95, 10)
+IDS = (7, 1, 90)
+
+
+def draw(seed, images, crowds=False):
+  """Objects and detections of a batch, as `Detection.measure` returns them."""
+  rng = np.random.default_rng(seed)
+
+  def boxes(count):
+    corner = rng.uniform(0, 200, (images, count, 2))
+    return np.concatenate([corner, corner + rng.uniform(9, 99, (2,))], -1)
+
+  objects = boxes(ROWS)
+  which = rng.integers(0, ROWS, DETECTIONS)
+  near = objects[:, which]
+  near = near + rng.normal(0, 3, near.shape)
+  labels = rng.integers(-1, CLASSES, (images, ROWS))
+  found = np.where(
+    rng.uniform(size=near.shape[:2]) < 0.7,
+    labels[:, which],
+    rng.integers(-1, CLASSES, near.shape[:2]),
+  )
+  sides = objects[..., 2:] - objects[..., :2]
+  return {
+    "objects": {
+      "weight": (np.arange(images) != 1).astype(np.float32),
+      "image_id": np.stack(
+        [np.full(images, 3), np.arange(images)], -1
+      ),  # Beyond 32 bits.
+      "labels": labels,
+      "boxes": objects.astype(np.float32),
+      "area": sides.prod(-1).astype(np.float32),
+      "crowd": rng.uniform(size=labels.shape) < 0.2 * crowds,
+    },
+    "detections": {
+      "boxes": near.astype(np.float32),
+      "scores": np.sort(rng.uniform(size=near.shape[:2]))[:, ::-1],
+      "labels": found,
+    },
+  }
+
+
+def precision(measured, label, overlap):
+  """Mean of the interpolated precision at 101 recalls, loop by loop."""
+  hits, total = [], 0
+  for row in np.flatnonzero(measured["objects"]["weight"]):
+    objects, found = (
+      {key: value[row] for key, value in part.items()}
+      for part in (measured["objects"], measured["detections"])
+    )
+    own = np.flatnonzero(objects["labels"] == label)
+    total += (~objects["crowd"][own]).sum()
+    taken = set()
+    for at in np.flatnonzero(found["labels"] == label):
+      best, match = overlap, None
+      for each in own:
+        if each in taken or objects["crowd"][each]:
+          continue
+        share = iou(found["boxes"][at], objects["boxes"][each])
+        if share >= best:
+          best, match = share, each
+      covered = [
+        inner(found["boxes"][at], objects["boxes"][each])
+        for each in own
+        if objects["crowd"][each]
+      ]
+      if match is not None:
+        taken.add(match)
+      elif max(covered, default=0) >= overlap:
+        continue  # In a crowd: neither right nor wrong.
+      hits.append((found["scores"][at], match is not None))
+  if not total:
+    return np.nan
+  hits = np.array([hit for _, hit in sorted(hits, key=lambda x: -x[0])], bool)
+  right, seen = hits.cumsum(), np.arange(1, len(hits) + 1)
+  values = []
+  for recall in np.linspace(0, 1, 101):
+    enough = right / total >= recall
+    values.append((right / seen)[enough].max() if enough.any() else 0)
+  return np.mean(values)
+
+
+def iou(a, b):
+  both = shared(a, b)
+  return both / (area(a) + area(b) - both)
+
+
+def inner(a, b):
+  return shared(a, b) / area(a)
+
+
+def shared(a, b):
+  sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+  return sides.clip(0).astype(np.float64).prod()
+
+
+def area(box):
+  return (box[2:] - box[:2]).astype(np.float64).prod()
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+def test_figures_are_those_of_a_plain_computation(crowds):
+  measured = draw(0, 8, crowds)
+  evaluator = CocoEvaluator(["cat", "dog", "cow"], IDS)
+  for rows in (slice(0, 3), slice(3, 8)):
+    evaluator.add(
+      {
+        part: {key: value[rows] for key, value in items.items()}
+        for part, items in measured.items()
+      }
+    )
+  figures = evaluator.figures(7)
+  assert tuple(figures) == FIGURES
+  expected = np.array(
+    [
+      [precision(measured, label, overlap) for overlap in OVERLAPS]
+      for label in range(CLASSES)
+    ]
+  )
+  assert 0.1 < np.nanmean(expected) < 0.9
+  by_overlap = np.nanmean(expected, axis=0)
+  np.testing.assert_allclose(
+    [figures["box_ap"], figures["box_ap50"], figures["box_ap75"]],
+    [np.nanmean(expected), by_overlap[0], by_overlap[5]],
+    atol=1e-9,
+  )
+
+
+def test_detections_are_in_the_format_of_results():
+  measured = draw(1, 3)
+  evaluator = CocoEvaluator(["cat", "dog", "cow"], IDS)
+  evaluator.add(measured)
+  assert {each["image_id"] for each in evaluator.detections} == {
+    3 * 2**31,
+    3 * 2**31 + 2,
+  }
+  first = evaluator.detections[0]
+  row, at = 0, np.flatnonzero(measured["detections"]["labels"][0] >= 0)[0]
+  top, left, bottom, right = measured["detections"]["boxes"][row, at]
+  np.testing.assert_allclose(
+    first["bbox"], [left, top, right - left, bottom - top], rtol=1e-6
+  )
+  assert first["category_id"] == IDS[measured["detections"]["labels"][row, at]]
+
+
+def test_nothing_found_is_zero():
+  measured = draw(2, 2)
+  measured["detections"]["labels"][:] = -1
+  evaluator = CocoEvaluator(["cat", "dog", "cow"], IDS)
+  evaluator.add(measured)
+  assert set(evaluator.figures(2).values()) == {0.0}
