@@ -141,7 +141,9 @@ class ResNet(Backbone):
         theirs = f"layer{block.stage + 1}.{block.index}.downsample"
         entries |= layouts.conv(ours, f"{theirs}.0", shapes)
         entries |= layouts.norm(f"{ours}_norm", f"{theirs}.1")
-    return entries | layouts.linear("classifier", "fc")
+    if spec.num_classes:
+      entries |= layouts.linear("classifier", "fc")
+    return entries
 
 
 class Block(nn.Module):

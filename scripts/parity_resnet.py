@@ -1,7 +1,7 @@
 """Compares the ResNets with torchvision's, weights drawn at random.
 
   pip install torch torchvision
-  python scripts/parity_torchvision.py [MODEL...]
+  python scripts/parity_resnet.py [MODEL...]
 
 torchvision reads the weights, strictly, from a file that we write, and so do we
 from a file of its own. The table has the largest difference over the largest
