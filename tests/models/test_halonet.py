@@ -288,7 +288,7 @@ def test_without_classes_features_are_pooled(name, parameters):
 
 
 def test_pooled_features_are_those_that_are_classified(narrow):
-  model, variables = narrow
+  _, variables = narrow
   images = jax.random.normal(jax.random.key(0), (2, 40, 33, 3))
   body = halonet.create_model(**NARROW | dict(num_classes=0))
   shapes = jax.eval_shape(body.init, jax.random.key(0), images)

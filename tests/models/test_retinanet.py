@@ -2,11 +2,13 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import halonet
 from halonet.cost import model as model_cost
@@ -95,26 +97,28 @@ def test_any_backbone_at_an_odd_size(backbone):
   assert list(features) == ["p3", "p4", "p5", "p6", "p7"]
 
 
-NARROW = dict(
-  name="retinanet_sasa_resnet50_attention",
+CONV = dict(
+  name="retinanet_resnet50",
   num_classes=3,
+  levels=(3, 5),
   fpn_width=16,
-  fpn_operator="per_pixel",
   head_depth=1,
-  depths=(1, 1, 1, 1),
+  depths=(1, 1, 1),
   base_width=8,
-  heads=(2, 2, 2, 2),
 )
-CONV = NARROW | dict(
-  backbone="resnet50", head_operator="conv", fpn_operator="conv"
+NARROW = CONV | dict(
+  head_operator="per_pixel",
+  fpn_operator="per_pixel",
+  depths=(1, 1),
+  levels=(3, 4),
 )
-del CONV["heads"]
+KINDS = {"conv": CONV, "attention": NARROW}
 
 
 @functools.cache
-def drawn(kind="attention"):
+def drawn(kind):
   """Returns a narrow detector and variables, not at their first values."""
-  model = halonet.create_model(**{"attention": NARROW, "conv": CONV}[kind])
+  model = halonet.create_model(**KINDS[kind])
   shapes = jax.eval_shape(model.init, jax.random.key(0), images())
   rng = np.random.default_rng(0)
   variables = jax.tree_util.tree_map_with_path(
@@ -136,22 +140,27 @@ def images(height=61, width=43, seed=1):
 
 def test_outputs_are_in_the_order_of_the_anchors():
   model, variables = drawn("conv")
-  outputs, state = jax.jit(
-    functools.partial(
-      model.apply,
-      capture_intermediates=lambda module, _: (
-        module.name == "conv" and "output" in module.path[0]
-      ),
-      mutable=["intermediates"],
-    )
-  )(variables, images())
-  anchors = np.asarray(model.anchors(61, 43))
+  outputs, state = jax.tree.map(
+    np.asarray,
+    jax.jit(
+      functools.partial(
+        model.apply,
+        capture_intermediates=lambda module, _: (
+          module.name == "conv" and "output" in module.path[0]
+        ),
+        mutable=["intermediates"],
+      )
+    )(variables, images()),
+  )
+  anchors = model.anchors(61, 43)
+  middles = np.asarray(anchors[:, :2] + anchors[:, 2:]) / 2
+  areas = np.asarray(box_ops.areas(anchors))
   for name, kind, width in (
     ("class_logits", "class_output", 3),
     ("box_deltas", "box_output", 4),
   ):
     maps = state["intermediates"][kind]["conv"]["__call__"]
-    row = 0
+    row, found, expected = 0, [], []
     for level, each in enumerate(maps, start=3):
       side = 4 * 2**level
       for i, j, anchor in np.ndindex(*each.shape[1:3], 6):
@@ -159,14 +168,13 @@ def test_outputs_are_in_the_order_of_the_anchors():
         np.testing.assert_array_equal(
           actual, each[:, i, j, anchor * width : (anchor + 1) * width]
         )
-        middle = (anchors[row, :2] + anchors[row, 2:]) / 2
-        np.testing.assert_allclose(
-          middle, [(i + 0.5) * 2**level, (j + 0.5) * 2**level], rtol=1e-5
-        )
-        area = box_ops.areas(anchors[row]) / side**2
-        np.testing.assert_allclose(area, [1, 2][anchor // 3], rtol=1e-4)
+        found.append((middles[row] / 2**level, areas[row] / side**2))
+        expected.append(((i + 0.5, j + 0.5), [1, 2][anchor // 3]))
         row += 1
     assert row == len(anchors) == outputs[name].shape[1]
+    for actual, wanted in zip(found, expected, strict=True):
+      np.testing.assert_allclose(actual[0], wanted[0], rtol=1e-5)
+      np.testing.assert_allclose(actual[1], wanted[1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["attention", "conv"])
@@ -184,10 +192,13 @@ def test_every_parameter_learns_and_every_statistic_follows(kind):
     return sum((x**2).sum() for x in outputs.values()), updates
 
   gradients, updates = jax.grad(loss, has_aux=True)(variables["params"])
-  used = jax.tree.map(
-    lambda x: bool((x != 0).any() & jnp.isfinite(x).all()), gradients
-  )
-  assert all(jax.tree.leaves(used)), used
+  unused = [
+    path
+    for path, x in traverse_util.flatten_dict(gradients, sep="/").items()
+    if not ((x != 0).any() and jnp.isfinite(x).all())
+  ]
+  # A bias changes nothing before the mean is taken off.
+  assert not [path for path in unused if not path.endswith("conv/bias")]
   changed = jax.tree.map(
     lambda old, new: bool((old != new).any()),
     variables["batch_stats"],
@@ -196,37 +207,55 @@ def test_every_parameter_learns_and_every_statistic_follows(kind):
   assert all(jax.tree.leaves(changed)), changed
 
 
-@pytest.mark.parametrize("remat", ["stage", "block"])
-def test_recomputation_changes_nothing(remat):
-  _, variables = drawn()
+def gradients(remat):
+  """Returns a function of a narrow detector's variables."""
+  model = halonet.create_model(**CONV, remat=remat)
 
-  def gradients(remat):
-    model = halonet.create_model(**NARROW, remat=remat)
-
-    def loss(params):
-      outputs, updates = model.apply(
-        variables | {"params": params},
-        images(),
-        train=True,
-        mutable="batch_stats",
-      )
-      return sum((x**2).mean() for x in outputs.values()), updates
-
-    return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-
-  for plain, again in zip(
-    *map(jax.tree.leaves, (gradients("none"), gradients(remat))), strict=True
-  ):
-    np.testing.assert_allclose(
-      again, plain, rtol=1e-3, atol=1e-3 * np.abs(plain).max()
+  def loss(params, statistics):
+    outputs, updates = model.apply(
+      {"params": params, "batch_stats": statistics},
+      images(),
+      train=True,
+      mutable="batch_stats",
     )
+    return sum((x**2).mean() for x in outputs.values()), updates
+
+  grad = jax.grad(loss, has_aux=True)
+  return lambda x: grad(x["params"], x["batch_stats"])
+
+
+def test_recomputation_changes_nothing():
+  _, variables = drawn("conv")
+  plain, again = (jax.jit(gradients(x))(variables) for x in ("none", "block"))
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(plain[0]))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(
+      x, y, rtol=1e-3, atol=1e-5 * largest
+    ),
+    again,
+    plain,
+  )
+
+
+@pytest.mark.parametrize(
+  "remat, parts",
+  [
+    ("none", 0),
+    # Stages, pyramid, two heads and their last layers;
+    ("stage", 3 + 1 + 2 + 2),
+    ("block", 3 + 1 + 2 + 2),  # blocks, and one layer of each head.
+  ],
+)
+def test_what_is_computed_again(remat, parts):
+  _, variables = drawn("conv")
+  program = str(jax.make_jaxpr(gradients(remat))(variables))
+  assert len(re.findall(r"= (?:remat2|checkpoint)\[", program)) == parts
 
 
 @pytest.mark.parametrize("kind", ["attention", "conv"])
 def test_bfloat16_is_near_float32(kind):
   model, variables = drawn(kind)
-  fields = {"attention": NARROW, "conv": CONV}[kind]
-  narrow = halonet.create_model(**fields, dtype="bfloat16")
+  narrow = halonet.create_model(**KINDS[kind], dtype="bfloat16")
   assert narrow.backbone.spec.dtype == "bfloat16"
   exact, rounded = (
     jax.jit(each.apply)(variables, images()) for each in (model, narrow)
@@ -256,7 +285,7 @@ def test_an_untrained_model_sees_few_objects():
 
 
 def test_objects_that_the_outputs_tell_are_detected():
-  model, _ = drawn("conv")
+  model = halonet.create_model(**CONV)
   anchors = model.anchors(70, 90)
   boxes = jnp.array([[3.0, 5, 40, 60], [20, 30, 65, 88]])
   rows = jnp.array([10, len(anchors) - 1])  # Of the first and the last level.
@@ -301,7 +330,8 @@ def test_fields_of_the_backbone_are_the_detectors():
 
 def test_tables_of_another_window_are_resized():
   small, large = (
-    halonet.create_model(**NARROW, window_size=size) for size in (5, 7)
+    halonet.create_model("retinanet_sasa_resnet50_attention", window_size=size)
+    for size in (5, 7)
   )
   path = "params/backbone/stage1_block1/attention/relative_height"
   table = np.arange(10.0).reshape(5, 2)
