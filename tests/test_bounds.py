@@ -22,6 +22,7 @@ from halonet.layers.stems import STEMS
 from halonet.models.bottleneck import BOTTLENECKS
 from halonet.models.parts import PartsSpec
 from halonet.models.resnet_spec import ResNetSpec
+from halonet.models.retinanet_spec import RetinaNetSpec
 from halonet.models.transformer_spec import TransformerSpec
 from halonet.tasks.classification import Classification
 from halonet.training import config as config_lib
@@ -140,6 +141,14 @@ def test_fields_of_a_model(tmp_path, chosen, name, each, number):
 def test_fields_of_a_transformer(name, number):
   value = huge(fields_of(TransformerSpec)[name], number)
   message = refused(halonet.create_model, "swin_tiny", **{name: value})
+  assert message.startswith(f"{name} is ")
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=["1e9", "1e12", "1e400"])
+@pytest.mark.parametrize("name", numbers(fields_of(RetinaNetSpec)))
+def test_fields_of_a_detector(name, number):
+  value = huge(fields_of(RetinaNetSpec)[name], number)
+  message = refused(halonet.create_model, "retinanet_resnet50", **{name: value})
   assert message.startswith(f"{name} is ")
 
 

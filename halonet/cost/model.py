@@ -61,8 +61,8 @@ class Part:
   """One kind of work in one layer.
 
   Attributes:
-    stage: "stem", "stage1", …, "head"; without such names in a model, those of
-      its modules.
+    stage: "stem", "stage1", …, "head"; without such names in a model, or
+      beside a backbone that has them, those of its modules.
     layer: path of its module, such as `stage1_block1/attention`; "" for what
       the model does between its modules.
     kind: of layer, such as "3×3 convolutions" or "attention logits".
@@ -231,14 +231,22 @@ class _Layers:
       for path, array in _leaves(captured.get("intermediates", {})).items()
     ]
     self._staged = any(_STAGE.match(path[0]) for path in self.parameters)
+    # Modules that hold the stages, such as a detector's backbone.
+    self._bodies = {
+      path[0]
+      for path in self.parameters
+      if len(path) > 1 and _STAGE.match(path[1])
+    }
 
   def place(self, scopes):
     """Splits scopes into the path of a module and the parts within it."""
     path, parts = (), []
     for scope in scopes:
-      if (*path, scope) in self._classes:
-        path = (*path, scope)
-      else:
+      # Methods beside `__call__` are "module.method".
+      module, _, method = scope.partition(".")
+      if (*path, module) in self._classes:
+        path = (*path, module)
+      elif not (method and path[-1:] == (module,)):
         parts.append(scope)
     return path, parts
 
@@ -246,12 +254,14 @@ class _Layers:
     """Returns the stage of a module; None for the model itself."""
     if not path:
       return None
-    found = _STAGE.match(path[0])
+    within = path[1:2] if path[0] in self._bodies else ()
+    found = _STAGE.match((within or path)[0])
     return found[0] if found else "head" if self._staged else path[0]
 
   def layer(self, path):
     """Returns the path of a layer of the model or of one of its blocks."""
-    return "/".join(path[: 1 if self._is_layer(path[:1]) else 2])
+    top = 1 + (path[:1] != () and path[0] in self._bodies)
+    return "/".join(path[: top if self._is_layer(path[:top]) else top + 1])
 
   def attention(self, path):
     """Returns the path of the attention that a module belongs to, or None."""
