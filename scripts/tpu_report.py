@@ -151,12 +151,12 @@ def compiler(config, topology, step, num_classes=None):
   return compile_, allowed
 
 
-def as_json(cost):
-  """Returns a cost as a dict with only the ten most expensive layers."""
+def as_json(cost, most=None):
+  """Returns a cost as a dict, with the `most` most expensive layers or all."""
   if cost is None:
     return None
   fields = dataclasses.asdict(cost)
-  fields["layers"] = fields["layers"] and fields["layers"][:10]
+  fields["layers"] = fields["layers"] and fields["layers"][:most]
   return fields
 
 
@@ -273,8 +273,8 @@ def make_table(cases: list[Case]) -> None:
       "key": row.key,
       "date": datetime.date.today().isoformat(),
       "libtpu": importlib.metadata.version("libtpu"),
-      "asked": as_json(first),
-      "report": as_json(report),
+      "asked": as_json(first, 10),
+      "report": as_json(report, 10),
     }
     with open(ROWS, "a") as file:
       file.write(json.dumps(line) + "\n")

@@ -85,7 +85,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         # Our choice. SASA's 0.9999 is reached by `ema_decay`, which averages
         # the statistics, too; the raw ones follow the raw weights.
         batch_norm_momentum=0.99,
-        remat="block",  # Our choice, for the memory.
       ),
       data=dict(
         name="imagenet2012",

@@ -52,7 +52,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         # own 32 is our reading.
         batch_norm_group=32,
         batch_norm_momentum=0.99,  # Our choice.
-        remat="block",  # Our choice, for the memory.
       ),
       data=dict(
         name="folder",

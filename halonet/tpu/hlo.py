@@ -51,10 +51,12 @@ class LayerCycles:
   Attributes:
     name: path in the model, to two levels: "stage1_block2/attention".
     cycles: for one run of the program on one device.
+    hbm_bytes: read from and written to memory, padding of tiles included.
   """
 
   name: str
   cycles: int
+  hbm_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +86,8 @@ class Program:
   """One run of a program on one device.
 
   Attributes:
-    layers: modules with their cycles, the most expensive first.
-    hbm_bytes: read from and written to memory, padding of tiles included.
+    layers: modules, the most expensive first.
+    hbm_bytes: the sum of theirs.
     collectives: by kind.
     kernels: Pallas kernels, whose cycles are not in `layers`.
     unknown_loops: loops of unknown length, of which one turn was counted.
@@ -109,7 +111,7 @@ def read_program(text: str, model: str, modules: Iterable[str]) -> Program:
   computations, entry = parse(text)
   times, fused, unknown_loops = _executions(computations, entry)
   modules = frozenset(modules)
-  cycles, bytes_ = collections.Counter(), 0
+  cycles, moved = collections.Counter(), collections.Counter()
   counts, sizes = collections.Counter(), collections.Counter()
   kernels = []
   for called, runs in times.items():
@@ -123,16 +125,18 @@ def read_program(text: str, model: str, modules: Iterable[str]) -> Program:
         continue
       layer = _layer_of(instruction.op_name, model, modules)
       cycles[layer] += runs * instruction.cycles
-      bytes_ += runs * _hbm_bytes(instruction, computation, computations)
+      moved[layer] += runs * _hbm_bytes(instruction, computation, computations)
       if 'custom_call_target="tpu_custom_call"' in instruction.rest:
         name = re.sub(r"/pallas_call$", "", instruction.op_name)
         name = name.rpartition("/")[2]
         kernels.append(KernelCall(name, layer, runs, instruction.signature))
   return Program(
     layers=tuple(
-      LayerCycles(*item) for item in cycles.most_common() if item[1]
+      LayerCycles(name, count, moved[name])
+      for name, count in cycles.most_common()
+      if count or moved[name]
     ),
-    hbm_bytes=bytes_,
+    hbm_bytes=moved.total(),
     collectives=tuple(
       Collective(kind, counts[kind], sizes[kind]) for kind in sorted(counts)
     ),

@@ -243,6 +243,7 @@ def complete(
   layers = collections.Counter(
     {layer["name"]: layer["cycles"] for layer in program["layers"]}
   )
+  moved = {layer["name"]: layer["hbm_bytes"] for layer in program["layers"]}
   chip = find_kind(cost.device_kind)
   kernels, waiting = [], 0
   for fields in program["kernels"]:
@@ -270,7 +271,10 @@ def complete(
       (cost.flops or 0) / chip.peak_flops,
     ),
     collectives=tuple(Collective(**item) for item in program["collectives"]),
-    layers=tuple(LayerCycles(*item) for item in layers.most_common()),
+    layers=tuple(
+      LayerCycles(name, count, moved.get(name, 0))
+      for name, count in layers.most_common()
+    ),
     kernels=tuple(kernels),
     unknown_loops=program["unknown_loops"],
   )

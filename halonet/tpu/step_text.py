@@ -84,7 +84,11 @@ def _details(cost):
     yield "not counted", f"{cost.unknown_loops} loops of unknown length: once"
   for number, layer in enumerate(cost.layers[:10]):
     time = _milliseconds(layer.cycles / chip.clock_hz)
-    text = f"{layer.cycles / cost.cycles:5.1%} {time:>9}  {layer.name}"
+    transfer = _milliseconds(layer.hbm_bytes / chip.hbm_bandwidth)
+    text = (
+      f"{layer.cycles / cost.cycles:5.1%} {time:>9}  {layer.name};"
+      f" {_si(layer.hbm_bytes)}B: {transfer}"
+    )
     yield "" if number else "expensive layers", text
 
 

@@ -249,7 +249,7 @@ def test_the_search_keeps_to_batches_that_the_config_allows():
 def test_kernels_add_to_their_layers():
   compiler = Compiler(lambda batch: 1)
   program = dict(
-    layers=[{"name": "a/b", "cycles": 100}],
+    layers=[{"name": "a/b", "cycles": 100, "hbm_bytes": 819}],
     hbm_bytes=819,
     collectives=[],
     kernels=[
@@ -262,7 +262,8 @@ def test_kernels_add_to_their_layers():
     dataclasses.replace(compiler(1), flops=None), program, 1,
     {"k f32[8]>f32[8]": {"cycles": 7, "hbm_bytes": 81_900}},
   )  # fmt: skip
-  assert [layer.cycles for layer in found.layers] == [121, 0]
+  layers = [(layer.cycles, layer.hbm_bytes) for layer in found.layers]
+  assert layers == [(121, 819), (0, 0)]
   assert [kernel.cycles for kernel in found.kernels] == [21, None]
   # Three loads take 300 ns on a v5e, and 21 cycles 14.
   assert found.waiting_seconds == pytest.approx(286e-9)
