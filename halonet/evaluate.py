@@ -20,9 +20,10 @@ def main() -> None:
     from halonet.parallel import DATA, make_mesh
     from halonet.training.config import check_devices
     from halonet.training.evaluation import evaluate, words
-    from halonet.training.processes import check_same, say, together
+    from halonet.training.processes import check_same, is_first, say, together
     from halonet.training.restore import restore_model
     from halonet.training.step import make_eval_step
+    from halonet.training.workdir import Workdir
 
   distributed.initialize(arguments)
   mesh = make_mesh()
@@ -38,12 +39,15 @@ def main() -> None:
     f"Evaluating step {run.step} on split {data.test_split} of {source.name}:"
     f" {split.size} images"
   )
-  figures, averaged = evaluate(
+  figures, averaged, records = evaluate(
     make_eval_step(run.model, run.task, mesh), run.task, run.state, split, mesh
   )
   say(words(run.task, figures))
   if averaged:
     say(f"moving averages: {words(run.task, averaged)}")
+  if records is not None and is_first():
+    name = f"detections_{run.step}.json"
+    command.write_json(Workdir(arguments.workdir).path / name, records)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from halonet.models.fpn import (
   Levels,
   spatial_layer,
 )
+from halonet.models.inner import Inner
 from halonet.models.parts import Feature
 from halonet.models.retinanet_spec import RetinaNetSpec
 from halonet.ops import anchors as anchor_ops
@@ -171,6 +172,13 @@ class RetinaNet(nn.Module):
       y = output(spec, width, bias, name=f"{kind}_output")(y)
       outputs[name] = y
     return {f"p{level}": x for level, x in levels.items()}, outputs
+
+  @property
+  def inner(self) -> Inner:
+    """The backbone, whose weights can begin a training."""
+    spec = self.backbone.spec
+    fields = {each: getattr(spec, each) for each in fields_of(type(spec))}
+    return Inner("backbone", self.spec.backbone, fields | dict(spec.options))
 
   @property
   def feature_info(self) -> tuple[Feature, ...]:

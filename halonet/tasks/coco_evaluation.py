@@ -22,11 +22,7 @@ FIGURES = (
 
 
 class CocoEvaluator(Evaluator):
-  """Gathers detections and objects, and compares them at the end.
-
-  Attributes:
-    detections: in COCO's format for results.
-  """
+  """Gathers detections and objects, and compares them at the end."""
 
   def __init__(self, labels: Sequence[str], class_ids: Sequence[int]):
     self._tool = load_tool()  # Before any work is lost.
@@ -36,7 +32,7 @@ class CocoEvaluator(Evaluator):
     ]
     self._ids = np.asarray(class_ids)
     self._images, self._objects = [], []
-    self.detections: list[dict[str, Any]] = []
+    self._detections: list[dict[str, Any]] = []
 
   def add(self, measured: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Adds a batch: what `Detection.measure` returns."""
@@ -58,7 +54,7 @@ class CocoEvaluator(Evaluator):
           }
         )
       for at in np.flatnonzero(found["labels"][row] >= 0):
-        self.detections.append(
+        self._detections.append(
           {
             "image_id": image,
             "category_id": self._category(found["labels"][row, at]),
@@ -70,7 +66,7 @@ class CocoEvaluator(Evaluator):
   def figures(self, images: int) -> dict[str, float]:
     """Returns COCO's 12 figures; −1 where there are no such objects."""
     del images
-    if not self.detections:
+    if not self._detections:
       # The tool takes no empty list.
       return dict.fromkeys(FIGURES, 0.0)
     coco, evaluation = self._tool
@@ -83,12 +79,16 @@ class CocoEvaluator(Evaluator):
         "categories": self._categories,
       }
       truth.createIndex()
-      found = evaluation(truth, truth.loadRes(self.detections), "bbox")
+      found = evaluation(truth, truth.loadRes(self._detections), "bbox")
       found.evaluate()
       found.accumulate()
       found.summarize()
     values = np.asarray(found.stats, np.float64)[: len(FIGURES)]
     return dict(zip(FIGURES, values.tolist(), strict=True))
+
+  def records(self) -> list[dict[str, Any]]:
+    """Returns detections in COCO's format for results."""
+    return self._detections
 
   def _category(self, label):
     return int(self._ids[label])

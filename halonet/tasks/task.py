@@ -36,6 +36,10 @@ class Evaluator(abc.ABC):
   def figures(self, images: int) -> dict[str, float]:
     """Returns the figures of the split, of which `images` images counted."""
 
+  def records(self) -> list[dict[str, Any]] | None:
+    """Returns what the model answered, for a JSON; None if it is not kept."""
+    return None
+
 
 class Task(abc.ABC):
   """What is learned.

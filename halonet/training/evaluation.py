@@ -23,13 +23,14 @@ def evaluate(
   state: TrainState,
   split: Split,
   mesh: Mesh,
-) -> tuple[Figures, Figures | None]:
+) -> tuple[Figures, Figures | None, list[dict[str, Any]] | None]:
   """Runs `eval_step` over the test split, read once.
 
   Returns:
     The figures of the weights, and of their moving averages if the state has
     any: the task's, `images`, which counted, and `skipped`, which could not be
-    decoded, if there are any.
+    decoded, if there are any. And the evaluator's records of the averages, or
+    else of the weights.
 
   Raises:
     RunError: if the split has no image that can be decoded.
@@ -70,7 +71,8 @@ def evaluate(
     | counts
     for each in evaluators
   ]
-  return figures[0], figures[1] if len(figures) > 1 else None
+  averaged = figures[1] if len(figures) > 1 else None
+  return figures[0], averaged, evaluators[-1].records()
 
 
 def words(task: Task, figures: Mapping[str, float]) -> str:

@@ -263,7 +263,7 @@ def _train(config, task, workdir, source, data, train_split, test_split, stop):
           writer.write(step, **figures)
           say(f"{line}  ETA {datetime.timedelta(seconds=round(eta))}")
         if test:
-          evaluation, averaged = evaluate(
+          evaluation, averaged, _ = evaluate(
             eval_step, task, state, test_split, mesh
           )
           tested = _test_figures(evaluation, averaged)
@@ -294,7 +294,7 @@ def _train(config, task, workdir, source, data, train_split, test_split, stop):
 
   # ----------------------------------------------------------------- result
   if evaluation is None:  # Stopped between the last save and the result.
-    evaluation, averaged = evaluate(eval_step, task, state, test_split, mesh)
+    evaluation, averaged, _ = evaluate(eval_step, task, state, test_split, mesh)
   memory, whose = peak_memory()
   results = {
     **_test_figures(evaluation, averaged),

@@ -138,11 +138,11 @@ def test_detections_are_in_the_format_of_results():
   measured = draw(1, 3)
   evaluator = CocoEvaluator(["cat", "dog", "cow"], IDS)
   evaluator.add(measured)
-  assert {each["image_id"] for each in evaluator.detections} == {
+  assert {each["image_id"] for each in evaluator.records()} == {
     3 * 2**31,
     3 * 2**31 + 2,
   }
-  first = evaluator.detections[0]
+  first = evaluator.records()[0]
   row, at = 0, np.flatnonzero(measured["detections"]["labels"][0] >= 0)[0]
   top, left, bottom, right = measured["detections"]["boxes"][row, at]
   np.testing.assert_allclose(

@@ -58,8 +58,8 @@ RAW = {
 
 
 def test_weights_alone(run, small_config):
-  (raw, average), read = run(None)
-  assert raw == RAW and average is None and read == [0, 1]
+  (raw, average, records), read = run(None)
+  assert raw == RAW and average is records is None and read == [0, 1]
   text = "test accuracy: 0.3077 (4 of 13 images), loss 2.0000"
   task = make_task(small_config())
   assert words(task, raw) == f"{text}, 1 more images skipped"
@@ -69,7 +69,7 @@ def test_weights_alone(run, small_config):
 
 def test_averages_see_the_same_batches(run):
   ema = {"params": np.int32(1), "offset": np.float32(3.0)}
-  (raw, average), read = run(ema)
+  (raw, average, _), read = run(ema)
   assert raw == RAW and read == [0, 1]
   assert average == RAW | {"accuracy": 3 / 13, "loss": 3.0, "correct": 3}
 
