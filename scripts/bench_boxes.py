@@ -3,8 +3,8 @@
   python scripts/bench_boxes.py FOLDER [--image_size=640]
 
 FOLDER is a data set of the kind coco_json with a split `train`, or holds JPEGs
-at any depth, which then get 20 random boxes each. The pipelines take turns as in
-scripts/bench_input.py, whose way of counting this is:
+at any depth, which then get 20 random boxes each. The pipelines take turns, and
+images are counted, as in scripts/bench_input.py:
 
   decode  every JPEG is decoded whole, and nothing else.
   bare    this project's decoding of the part that is shown, at a reduced size

@@ -117,7 +117,6 @@ def read_files(folder: pathlib.Path) -> tuple[list[str], int]:
 
 
 def measure(files, image_size, seconds, cores) -> dict[str, list[float]]:
-  """Measures all pipelines: images per second in every round."""
   partial = functools.partial
   pipelines = {
     "bare": (bare_batches, 1),

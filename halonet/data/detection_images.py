@@ -10,10 +10,10 @@ import functools
 from collections.abc import Mapping
 
 import ml_collections
-import numpy as np
 
 from halonet.data import preprocessing, randaugment
 from halonet.data.erasing import random_erasing
+from halonet.data.images import padding
 from halonet.data.preprocessing import Geometry, map_boxes
 from halonet.data.runtime import tf
 from halonet.errors import UsageError
@@ -55,7 +55,7 @@ def train_image(
   image = _pad(image, sides, flip, config)
   if config.randaugment_layers:
     image = _augment(image, seeds[2], config)
-    image = _fill(image, sides, tf.constant(False), _levels(config))
+    image = _fill(image, sides, tf.constant(False), padding(config.mean))
   if config.random_erasing:
     image = random_erasing(image, seeds[3], config.random_erasing)
   return image, _padded(geometry, sides, flip, size)
@@ -253,7 +253,8 @@ def scaled(
   scale = target / tf.cast(tf.reduce_max(whole), tf.float32)
   sides = tf.cast(part, tf.float32) * scale
   # A part that is cut out fills the input, whatever its rounding to pixels.
-  sides = tf.where(sides > size - 1, float(size), tf.floor(sides + 0.5))
+  cut = (part < whole) & (sides > size - 1)
+  sides = tf.where(cut, float(size), tf.floor(sides + 0.5))
   return tf.cast(tf.clip_by_value(sides, 1, size), tf.int32)
 
 
@@ -272,11 +273,6 @@ def _padded(geometry, sides, flip, size):
 # ---------------------------------------------------------------------- pixels
 
 
-def _levels(config):
-  """Returns the mean colour, as `images.normalisation` has it, in levels."""
-  return np.floor(255 * np.array(config.mean) + 0.5).astype(np.float32)
-
-
 def _pad(image, sides, flip, config):
   """Rounds float32 to uint8, mirrors it if `flip` holds, and pads it."""
   size = config.image_size
@@ -285,7 +281,7 @@ def _pad(image, sides, flip, config):
   left = tf.where(flip, missing[1], 0)
   ends = [[0, missing[0]], [left, missing[1] - left], [0, 0]]
   image = tf.ensure_shape(tf.pad(image, ends), (size, size, 3))
-  return _fill(image, sides, flip, _levels(config))
+  return _fill(image, sides, flip, padding(config.mean))
 
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)

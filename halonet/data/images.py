@@ -98,8 +98,50 @@ def square_input(
   side = max(int(np.round(side)), 1)
   left, top = ((length - side) // 2 for length in image.size)
   square = np.asarray(image)[top : top + side, left : left + side]
-  levels = resize(square, config.image_size, config.interpolation)
-  levels = (np.clip(levels, 0, 255) + np.float32(0.5)).astype(np.uint8)
+  size = config.image_size
+  return _normalised(_levels(square, (size, size), config), config)
+
+
+def padded_input(
+  image: Image.Image, config: ml_collections.ConfigDict
+) -> tuple[np.ndarray, np.ndarray]:
+  """Prepares an image as evaluation of a detector does.
+
+  The numbers are those of `detection_images.test_image` and `normalise`.
+
+  Args:
+    image: RGB, of any size; its longer side is scaled to `image_size`.
+    config: the `data` part of a training config.
+
+  Returns:
+    float32 `[size, size, 3]`, padded at the bottom and the right; and what
+    boxes in its pixels are multiplied by to be in the image's, float32 `[4]`.
+  """
+  size, whole = config.image_size, image.size[::-1]
+  scale = np.float32(size) / np.float32(max(whole))
+  sides = [
+    max(1, int(np.floor(np.float32(side) * scale + np.float32(0.5))))
+    for side in whole
+  ]
+  levels = np.empty((size, size, 3), np.uint8)
+  levels[:] = padding(config.mean)
+  levels[: sides[0], : sides[1]] = _levels(np.asarray(image), sides, config)
+  to_source = np.tile(np.divide(whole, sides, dtype=np.float32), 2)
+  return _normalised(levels, config), to_source
+
+
+def padding(mean: Sequence[float]) -> np.ndarray:
+  """Returns the colour that is zero for the model, in levels, float32 `[3]`."""
+  return np.floor(255 * np.array(mean) + 0.5).astype(np.float32)
+
+
+def _levels(pixels, sides, config):
+  """Resizes uint8 pixels to uint8."""
+  levels = resize(pixels, sides, config.interpolation)
+  return (np.clip(levels, 0, 255) + np.float32(0.5)).astype(np.uint8)
+
+
+def _normalised(levels, config):
   mean, scale = normalisation(config.mean, config.std)
   pixels = (levels.astype(np.float32) - mean) * scale
   # First to the config's image_dtype, for the same numbers as evaluation's.
