@@ -117,7 +117,6 @@ def read_files(folder: pathlib.Path) -> tuple[list[str], int]:
 
 
 def measure(files, image_size, seconds, cores) -> dict[str, list[float]]:
-  """Runs the pipelines in turns; returns images per second in every round."""
   partial = functools.partial
   pipelines = {
     "bare": (bare_batches, 1),
@@ -126,10 +125,21 @@ def measure(files, image_size, seconds, cores) -> dict[str, list[float]]:
     "Pillow": (partial(pillow_batches, draft=False), cores),
     "Pillow draft": (partial(pillow_batches, draft=True), cores),
   }
+  pipelines = {
+    name: (partial(make, files, image_size), processes)
+    for name, (make, processes) in pipelines.items()
+  }
+  return in_turns(pipelines, seconds)
+
+
+def in_turns(pipelines, seconds) -> dict[str, list[float]]:
+  """Runs pipelines in turns; returns images per second in every round.
+
+  `pipelines` has what `started` takes, by name: `make` and `processes`.
+  """
   with contextlib.ExitStack() as stack:
     meters = {}
     for name, (make, processes) in pipelines.items():
-      make = partial(make, files, image_size)
       meters[name] = stack.enter_context(started(name, make, processes))
     rates = {name: [] for name in meters}
     warm_up = min(WARM_UP_SECONDS, seconds)

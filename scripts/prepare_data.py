@@ -3,6 +3,7 @@
 
 python scripts/prepare_data.py imagenet2012 --data_dir=gs://BUCKET/tfds
 python scripts/prepare_data.py folder --data_dir=DIR --test_split=val
+python scripts/prepare_data.py coco_json --data_dir=DIR --verify
 """
 
 import collections
@@ -25,7 +26,8 @@ _MANUAL = {
 def main() -> None:
   parser = command.parser(__doc__)
   parser.add_argument(
-    "name", help='value of config.data.name: a TFDS name, or "folder"'
+    "name",
+    help='value of config.data.name: a TFDS name, "folder" or "coco_json"',
   )
   parser.add_argument(
     "--data_dir", metavar="DIR", help="value of config.data.data_dir"
@@ -37,7 +39,7 @@ def main() -> None:
     help='"validation" by default if there is one, else "test"',
   )
   parser.add_argument(
-    "--verify", action="store_true", help="decode every image as well"
+    "--verify", action="store_true", help="read and decode every image as well"
   )
   arguments = parser.parse_args()
 
@@ -69,6 +71,8 @@ def main() -> None:
       f"{name}: {split.size} images in {len(split.files)} files; all are there",
       flush=True,
     )
+    for line in source.report(field, name):
+      print(line, flush=True)
     if arguments.verify:
       bad |= verify(name, split)
   if bad:
@@ -77,6 +81,9 @@ def main() -> None:
       f"{sum(bad.values())} images cannot be decoded: {places}. Mend them, or"
       " train with config.data.skip_corrupt=true"
     )
+  if arguments.verify:
+    for field, name in splits.items():
+      source.check(field, name)
   options = [f"--config.data.name={arguments.name}"]
   if arguments.data_dir:
     options.append(f"--config.data.data_dir={arguments.data_dir}")

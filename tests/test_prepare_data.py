@@ -1,6 +1,7 @@
 """scripts/prepare_data.py prepares, checks, and says what is missing."""
 
 import importlib.util
+import json
 import os
 import pathlib
 import shutil
@@ -107,3 +108,67 @@ def test_missing_files_are_noticed(prepare_data, data_dir, tmp_path):
   file.unlink()
   code, _, complaint = prepare_data("digits", f"--data_dir={tmp_path}")
   assert code == 1 and f"1 files are missing, such as {file}" in complaint
+
+
+@pytest.fixture
+def boxes(tmp_path):
+  """Two splits of two images each, with a JSON of boxes."""
+  root = tmp_path / "boxes"
+  for split in ("train", "val"):
+    images, annotations = [], []
+    for number in range(2):
+      name = f"{split}{number}.png"
+      image = {"id": number, "file_name": name, "width": 30, "height": 20}
+      images.append(image)
+      path = root / "images" / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.new("RGB", (30, 20)).save(path)
+    for number in range(3):
+      box = {"id": number, "image_id": 1, "category_id": 4 + number // 2}
+      annotations.append(box | {"bbox": [number, 1, 9, 5]})
+    annotations[2]["iscrowd"] = 1
+    categories = [{"id": 4, "name": "cup"}, {"id": 5, "name": "plate"}]
+    parts = dict(images=images, annotations=annotations, categories=categories)
+    (root / f"instances_{split}.json").write_text(json.dumps(parts))
+  return root
+
+
+def test_boxes_are_counted_and_verified(prepare_data, boxes):
+  words = ("coco_json", f"--data_dir={boxes}")
+  code, output, complaint = prepare_data(*words, "--verify")
+  assert code == 0, complaint
+  lines = output.splitlines()
+  for split in ("train", "val"):
+    place = lines.index(f"{split}: 2 images in 2 files; all are there")
+    assert lines[place + 1 : place + 3] == [
+      f"{split}: 3 objects of 2 classes: cup 2, plate 1",
+      f"{split}: 1 images without objects, 1 crowds; at most 3 objects in an"
+      " image: config.data.max_objects=3 keeps all",
+    ]
+    assert any(f"{split}: 2 of 2 decoded, 0 corrupt" in line for line in lines)
+  assert "--config.data.test_split=val" in lines[-1]
+
+
+def test_what_is_wrong_with_boxes_is_one_line(prepare_data, boxes):
+  words = ("coco_json", f"--data_dir={boxes}")
+  path = boxes / "instances_train.json"
+  right = path.read_text()
+  parts = json.loads(right)
+  parts["annotations"][1]["image_id"] = 9
+  path.write_text(json.dumps(parts))
+  code, _, complaint = prepare_data(*words)
+  assert code == 2 and complaint.count("\n") == 1
+  assert f"{path}: 1 annotations of unknown images (1)" in complaint
+  path.write_text(right)
+  Image.new("RGB", (20, 30)).save(boxes / "images" / "val1.png")
+  assert prepare_data(*words)[0] == 0  # Without looking inside.
+  code, _, complaint = prepare_data(*words, "--verify")
+  assert code == 2 and complaint.count("\n") == 1
+  assert "1 images of split val have another size than in the JSON" in complaint
+  assert "val1.png: 20×30, in the JSON 30×20" in complaint
+  (boxes / "images" / "train0.png").write_bytes(b"")
+  code, _, complaint = prepare_data(*words)
+  assert code == 2 and "1 images of split train have 0 bytes" in complaint
+  code, output, complaint = prepare_data(*words, "--verify")
+  assert code == 1 and "train: 2 of 2 decoded, 1 corrupt" in output
+  assert "error: 1 images cannot be decoded" in complaint

@@ -10,10 +10,10 @@ import functools
 from collections.abc import Mapping
 
 import ml_collections
-import numpy as np
 
 from halonet.data import preprocessing, randaugment
 from halonet.data.erasing import random_erasing
+from halonet.data.images import padding
 from halonet.data.preprocessing import Geometry, map_boxes
 from halonet.data.runtime import tf
 from halonet.errors import UsageError
@@ -45,27 +45,19 @@ def train_image(
       follow.
   """
   size = config.image_size
-  seeds = tf.unstack(tf.random.split(seed, 5))
-  least, most = config.scale_jitter
-  target = size * tf.random.stateless_uniform([], seeds[0], least, most)
-  place = tf.random.stateless_uniform([2], seeds[1])
-  window = functools.partial(random_part, size=size, target=target, place=place)
-
-  def kept(whole, part):
-    return tf.maximum(part[2:] // reduction(whole, target), 1)
-
-  image, geometry = preprocessing.decode_crop(encoded, window, kept)
-  sides = scaled(geometry.window[2:], geometry.size, size, target)
-  image = preprocessing.resize_crop(image, sides)
-  flip = tf.random.stateless_uniform([], seeds[2]) < 0.5
+  seeds = tf.unstack(tf.random.split(seed, 4))
+  image, geometry, sides = random_scale(
+    encoded, size, config.scale_jitter, seeds[0]
+  )
+  flip = tf.random.stateless_uniform([], seeds[1]) < 0.5
   if not config.flip:
     flip = tf.constant(False)
   image = _pad(image, sides, flip, config)
   if config.randaugment_layers:
-    image = _augment(image, seeds[3], config)
-    image = _fill(image, sides, tf.constant(False), _levels(config))
+    image = _augment(image, seeds[2], config)
+    image = _fill(image, sides, tf.constant(False), padding(config.mean))
   if config.random_erasing:
-    image = random_erasing(image, seeds[4], config.random_erasing)
+    image = random_erasing(image, seeds[3], config.random_erasing)
   return image, _padded(geometry, sides, flip, size)
 
 
@@ -170,6 +162,39 @@ def _in_rows(rows, most):
 # -------------------------------------------------------------------- geometry
 
 
+def random_scale(
+  encoded: tf.Tensor,
+  size: int,
+  scale_jitter: tuple[float, float],
+  seed: tf.Tensor,
+) -> tuple[tf.Tensor, Geometry, tf.Tensor]:
+  """Decodes what is shown of an image at a random scale, and resizes it.
+
+  Args:
+    encoded: bytes of an image, a scalar string.
+    size: side of the model's input.
+    scale_jitter: the least and the largest factor, of which one is drawn.
+    seed: two int32 numbers; the same seed gives the same choices.
+
+  Returns:
+    The part, float32 `[rows, columns, 3]` of 0 … 255; where it was in the
+    source image; and its rows and columns, at most `size` each, int32 `[2]`.
+  """
+  drawn = tf.random.stateless_uniform([3], seed)
+  least, most = scale_jitter
+  target = size * (least + (most - least) * drawn[0])
+  window = functools.partial(
+    random_part, size=size, target=target, place=drawn[1:]
+  )
+
+  def kept(whole, part):
+    return tf.maximum(part[2:] // reduction(whole, target), 1)
+
+  image, geometry = preprocessing.decode_crop(encoded, window, kept)
+  sides = scaled(geometry.window[2:], geometry.size, size, target)
+  return preprocessing.resize_crop(image, sides), geometry, sides
+
+
 def reduction(whole: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
   """Returns how many times smaller an image may be decoded: 1, 2, 4 or 8.
 
@@ -228,7 +253,8 @@ def scaled(
   scale = target / tf.cast(tf.reduce_max(whole), tf.float32)
   sides = tf.cast(part, tf.float32) * scale
   # A part that is cut out fills the input, whatever its rounding to pixels.
-  sides = tf.where(sides > size - 1, float(size), tf.floor(sides + 0.5))
+  cut = (part < whole) & (sides > size - 1)
+  sides = tf.where(cut, float(size), tf.floor(sides + 0.5))
   return tf.cast(tf.clip_by_value(sides, 1, size), tf.int32)
 
 
@@ -247,11 +273,6 @@ def _padded(geometry, sides, flip, size):
 # ---------------------------------------------------------------------- pixels
 
 
-def _levels(config):
-  """Returns the mean colour, as `images.normalisation` has it, in levels."""
-  return np.floor(255 * np.array(config.mean) + 0.5).astype(np.float32)
-
-
 def _pad(image, sides, flip, config):
   """Rounds float32 to uint8, mirrors it if `flip` holds, and pads it."""
   size = config.image_size
@@ -260,7 +281,7 @@ def _pad(image, sides, flip, config):
   left = tf.where(flip, missing[1], 0)
   ends = [[0, missing[0]], [left, missing[1] - left], [0, 0]]
   image = tf.ensure_shape(tf.pad(image, ends), (size, size, 3))
-  return _fill(image, sides, flip, _levels(config))
+  return _fill(image, sides, flip, padding(config.mean))
 
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)

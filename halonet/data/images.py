@@ -98,41 +98,53 @@ def square_input(
   side = max(int(np.round(side)), 1)
   left, top = ((length - side) // 2 for length in image.size)
   square = np.asarray(image)[top : top + side, left : left + side]
-  sides = config.image_size, config.image_size
-  return _normalised(_resized(square, sides, config), config)
+  size = config.image_size
+  return _normalised(_levels(square, (size, size), config), config)
 
 
 def padded_input(
   image: Image.Image, config: ml_collections.ConfigDict
-) -> np.ndarray:
-  """Prepares a whole image as a detector's evaluation does: float32 `[size,
-  size, 3]`.
+) -> tuple[np.ndarray, np.ndarray]:
+  """Prepares an image as evaluation of a detector does.
 
   The numbers are those of `detection_images.test_image` and `normalise`.
 
   Args:
-    image: RGB, of any size; its longer side is resized to `image_size`.
+    image: RGB, of any size; its longer side is scaled to `image_size`.
     config: the `data` part of a training config.
+
+  Returns:
+    float32 `[size, size, 3]`, padded at the bottom and the right; and what
+    boxes in its pixels are multiplied by to be in the image's, float32 `[4]`.
   """
   size = config.image_size
-  height, width = padded_sides(image.height, image.width, size)
-  levels = np.floor(255 * np.array(config.mean) + 0.5).astype(np.uint8)
-  levels = np.tile(levels, (size, size, 1))
-  levels[:height, :width] = _resized(np.asarray(image), (height, width), config)
-  return _normalised(levels, config)
+  sides = padded_sides(image.height, image.width, size)
+  levels = np.empty((size, size, 3), np.uint8)
+  levels[:] = padding(config.mean)
+  levels[: sides[0], : sides[1]] = _levels(np.asarray(image), sides, config)
+  whole = image.height, image.width
+  to_source = np.tile(np.divide(whole, sides, dtype=np.float32), 2)
+  return _normalised(levels, config), to_source
 
 
 def padded_sides(height: int, width: int, size: int) -> tuple[int, int]:
   """Returns height and width of an image in a detector's input of that size."""
-  sides = np.array((height, width), np.float32)
-  sides = sides * (np.float32(size) / np.float32(max(height, width)))
-  sides = np.where(sides > size - 1, size, np.floor(sides + np.float32(0.5)))
-  height, width = np.clip(sides, 1, size).astype(int).tolist()
+  scale = np.float32(size) / np.float32(max(height, width))
+  height, width = (
+    max(1, int(np.floor(np.float32(side) * scale + np.float32(0.5))))
+    for side in (height, width)
+  )
   return height, width
 
 
-def _resized(image, sides, config):
-  levels = resize(image, sides, config.interpolation)
+def padding(mean: Sequence[float]) -> np.ndarray:
+  """Returns the colour that is zero for the model, in levels, float32 `[3]`."""
+  return np.floor(255 * np.array(mean) + 0.5).astype(np.float32)
+
+
+def _levels(pixels, sides, config):
+  """Resizes uint8 pixels to uint8."""
+  levels = resize(pixels, sides, config.interpolation)
   return (np.clip(levels, 0, 255) + np.float32(0.5)).astype(np.uint8)
 
 

@@ -208,7 +208,7 @@ def _first_line(error):
   if "Number of channels requested" in line or "WebP Animation" in line:
     return "a WebP must have no transparency and one image only"
   # Without the names of TensorFlow's own parts around it.
-  return re.sub(r"^\{\{.*\}\} |^.*ValueError: | \[Op:.*$", "", line)
+  return re.sub(r"^(\{\{.*\}\} )?(.*ValueError: )?| \[Op:.*$", "", line)
 
 
 def _folder(split):

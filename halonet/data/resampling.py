@@ -10,23 +10,24 @@ _ONE = np.float32(1)
 
 
 def resize(
-  image: np.ndarray, sides: tuple[int, int], interpolation: str
+  image: np.ndarray, size: int | tuple[int, int], interpolation: str
 ) -> np.ndarray:
   """Does what `tf.image.resize` with `antialias` does.
 
   Args:
     image: uint8 `[height, width, channels]`.
-    sides: height and width of the result.
+    size: height and width of the result, or the side of a square.
     interpolation: "bilinear" or "bicubic".
 
   Returns:
-    float32 `[*sides, channels]`; "bicubic" overshoots at edges.
+    float32 `[height, width, channels]`; "bicubic" overshoots at edges.
   """
   image = image.astype(np.float32)
-  for axis, size in enumerate(sides):
-    places, weights = _taps(image.shape[axis], size, interpolation)
+  sides = (size, size) if isinstance(size, int) else size
+  for axis, side in enumerate(sides):
+    places, weights = _taps(image.shape[axis], side, interpolation)
     image = image.swapaxes(0, axis)
-    resized = np.zeros((size, *image.shape[1:]), np.float32)
+    resized = np.zeros((side, *image.shape[1:]), np.float32)
     for place, weight in zip(places.T, weights.T, strict=True):
       resized += weight[:, None, None] * image[place]
     image = resized.swapaxes(0, axis)

@@ -246,7 +246,7 @@ class Detection(Task):
     return f"{shown} ({figures['images']} images)"
 
   def input(self, image):
-    return padded_input(image, self.config.data)
+    return padded_input(image, self.config.data)[0]
 
   def explain(self, output, top, size):
     """Words what is found: score, class, and left, top, width and height."""

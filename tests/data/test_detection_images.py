@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from halonet.data import detection_images, preprocessing
+from halonet.data import detection_images, images, preprocessing
 from halonet.errors import UsageError
 from tests.data.test_preprocessing import data as any_data
 from tests.data.test_preprocessing import encode
@@ -194,8 +194,7 @@ def test_padding_is_at_the_bottom_and_the_right(
 
 
 def test_the_padding_is_zero_for_the_model():
-  config = data(std=(0.2, 0.2, 0.2))
-  encoded = encode(drawn(20, 60, (0, 0, 20, 60)))
+  config, encoded = data(std=(0.2,) * 3), encode(drawn(20, 60, (0, 0, 20, 60)))
   image, _ = detection_images.test_image(encoded, config)
   inputs = preprocessing.normalise(image[None], config)[0]
   assert abs(inputs.numpy()[30:]).max() < 0.5 / 255 / 0.2 + 1e-6
@@ -384,3 +383,22 @@ def test_the_number_of_rows_is_fixed(split, count):
   expected = [*range(min(count, 4))] + [-1] * (4 - min(count, 4))
   assert kept["labels"].numpy().tolist() == expected
   assert np.isfinite(kept["boxes"]).all()
+
+
+@given(
+  height=st.integers(1, 150),
+  width=st.integers(1, 150),
+  size=st.sampled_from([32, 64]),
+  interpolation=st.sampled_from(["bilinear", "bicubic"]),
+)
+@settings(max_examples=40)
+def test_predict_sees_what_evaluation_sees(height, width, size, interpolation):
+  pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3))
+  image = Image.fromarray(pixels.astype(np.uint8))
+  config = data(image_size=size, interpolation=interpolation)
+  expected, geometry = preparer(size, interpolation)(encode(image))
+  actual, to_source = images.padded_input(image, config)
+  expected = preprocessing.normalise(expected[None], config)[0]
+  np.testing.assert_array_equal(actual, expected)
+  kept = detection_images.test_objects(objects([]), geometry, size, 1)
+  np.testing.assert_allclose(to_source, kept["to_source"], rtol=1e-6)
