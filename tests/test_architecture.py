@@ -33,8 +33,8 @@ FLOORS = (
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 
 DOCS = (
-  "architecture attention benchmarks costs data departures models reproduce"
-  " recipes slide sweeps timm tpu training"
+  "architecture attention benchmarks costs data departures detection models"
+  " reproduce recipes slide sweeps timm tpu training"
 )
 
 
