@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_images
 
 from halonet.data import detection_images, images, preprocessing
 from halonet.errors import UsageError
+from tests.data.test_orientation import stored
 from tests.data.test_preprocessing import data as any_data
 from tests.data.test_preprocessing import encode
 
@@ -201,7 +202,6 @@ def test_the_padding_is_zero_for_the_model():
 
 
 def test_factors_and_places_are_uniform():
-  """Over many seeds, of a wide image that is larger than the input."""
   encoded = encode(drawn(50, 100, (0, 0, 50, 100)))
   train = trainer(32, (0.5, 2.0), True, None)
   windows, flips = [], []
@@ -237,8 +237,8 @@ def test_test_images_are_pillows():
   for mode in ("RGB", "L", "CMYK"):
     encoded = encode(photograph.convert(mode), "JPEG", quality=95)
     actual, _ = preparer(64, "bilinear")(encoded)
-    stored = Image.open(io.BytesIO(encoded.numpy())).convert("RGB")
-    expected = stored.resize((64, 43), Image.Resampling.BILINEAR)
+    whole = Image.open(io.BytesIO(encoded.numpy())).convert("RGB")
+    expected = whole.resize((64, 43), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(
       actual[:43].numpy().astype(int), np.asarray(expected), atol=4
     )
@@ -246,8 +246,6 @@ def test_test_images_are_pillows():
 
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_turned_photographs_are_upright(turn):
-  from tests.data.test_orientation import stored
-
   encoded, upright = stored(turn, "JPEG", quality=95, subsampling=0)
   # No image has twice as many pixels: none is decoded at a reduced size.
   config = data(image_size=160, scale_jitter=(1.0, 1.8), flip=True)
