@@ -65,7 +65,7 @@ def words(folder, workdir):
     "model.base_width=4",
     "model.fpn_width=8",
     "model.head_depth=1",
-    "batch_size=4",
+    "batch_size=8",
     "steps=6",
     "optimizer.warmup_steps=1",
     "ema_decay=0.9",
@@ -93,7 +93,7 @@ def test_a_detector_is_trained_and_resumed_with_the_same_bits(
 ):
   workdir, output = trained
   assert "2 classes of objects/label" in output
-  assert "moving averages: box_ap" in output
+  assert "moving averages: test box_ap" in output
   results = json.loads((workdir / "results.json").read_text())
   assert results["best"] == "box_ap" and results["test_images"] == 5
   assert 0 <= results["test_box_ap"] <= 1
