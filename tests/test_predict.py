@@ -76,7 +76,9 @@ def test_a_file_is_seen_as_the_test_split_is(predictor, trained, digit):
   logits = predictor.model.apply(predictor.variables, jnp.asarray(image)[None])
   logits = np.asarray(logits[0], np.float64)
   expected = np.exp(logits) / np.exp(logits).sum()
-  for line in predictor.predict(read_image(digit), top=10):
+  answers, found = predictor.predict(read_image(digit), top=10)
+  assert found is None and not predictor.draws
+  for line in answers:
     probability, label = line.split()
     np.testing.assert_allclose(
       float(probability.rstrip("%")), 100 * expected[int(label)], atol=0.006
