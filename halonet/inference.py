@@ -53,8 +53,10 @@ class Predictor:
     can be drawn into it, as `Task.find` describes."""
     outputs = self._apply(self.variables, self.prepare(image)[None])
     output = jax.tree.map(lambda x: np.asarray(x[0]), outputs)
-    asked = output, top, (image.height, image.width)
-    return self.task.explain(*asked), self.task.find(*asked)
+    found = self.task.find(output, top, (image.height, image.width))
+    if found is None:
+      return self.task.explain(output, top), None
+    return self.task.word(found), found
 
   @property
   def draws(self) -> bool:

@@ -160,9 +160,8 @@ class Classification(Task):
       f" {figures['images']} images), loss {figures['loss']:.4f}"
     )
 
-  def explain(self, output, top, size):
+  def explain(self, output, top):
     """Words the most probable classes, with their probabilities."""
-    del size
     # In NumPy: compiling jax.nn.softmax takes longer than the model's answer.
     output = np.asarray(output, np.float32)
     if not np.isfinite(output).all():

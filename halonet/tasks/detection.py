@@ -248,13 +248,10 @@ class Detection(Task):
   def input(self, image):
     return padded_input(image, self.config.data)[0]
 
-  def explain(self, output, top, size):
-    """Words what is found: score, class, and left, top, width and height."""
-    return [
-      f"{each['score']:7.2%}  {each['label']} at"
-      f" {', '.join(f'{number:.0f}' for number in each['box'])}"
-      for each in self.find(output, top, size)
-    ] or ["nothing found"]
+  def explain(self, output, top):
+    """Words what is found, in pixels of the model's image."""
+    size = self.config.data.image_size
+    return self.word(self.find(output, top, (size, size)))
 
   def find(self, output, top, size):
     if not all(np.isfinite(x).all() for x in output.values()):

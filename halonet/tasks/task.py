@@ -182,21 +182,18 @@ class Task(abc.ABC):
     return square_input(image, self.config.data)
 
   @abc.abstractmethod
-  def explain(self, output: Any, top: int, size: tuple[int, int]) -> list[str]:
-    """Words the model's output for one image.
-
-    Args:
-      output: NumPy arrays, without the axis of a batch.
-      top: most answers.
-      size: height and width of the image.
-    """
+  def explain(self, output: Any, top: int) -> list[str]:
+    """Words the model's output for one image, the best `top` answers."""
 
   def find(
     self, output: Any, top: int, size: tuple[int, int]
   ) -> list[dict[str, Any]] | None:
     """Returns what can be drawn into the image, best first.
 
-    Args are those of `explain`.
+    Args:
+      output: NumPy arrays, without the axis of a batch.
+      top: most objects.
+      size: height and width of the image.
 
     Returns:
       `label`, a text, `score`, and `box`, its left, top, width and height in
@@ -204,6 +201,14 @@ class Task(abc.ABC):
     """
     del output, top, size
     return None
+
+  def word(self, found: list[dict[str, Any]]) -> list[str]:
+    """Words what `find` returned: score, class, left, top, width and height."""
+    return [
+      f"{each['score']:7.2%}  {each['label']} at"
+      f" {', '.join(f'{number:.0f}' for number in each['box'])}"
+      for each in found
+    ] or ["nothing found"]
 
 
 # Name → the class, or where it is: its module may be slow to import.

@@ -181,7 +181,8 @@ def test_boxes_are_found_in_pixels_of_the_source_image():
   np.testing.assert_allclose(
     measured["detections"]["boxes"][0, 0], [top, left, bottom, right], rtol=1e-5
   )
-  assert "cow at" in task.explain(output, 5, (90, 120))[0]
+  assert "cow at" in task.explain(output, 5)[0]
+  assert task.word([]) == ["nothing found"]
 
 
 def test_what_cannot_be_is_said():
