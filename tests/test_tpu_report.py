@@ -152,9 +152,9 @@ def test_the_table_goes_on_where_it_was(
   monkeypatch.setattr(script, "rows", lambda: rows)
   monkeypatch.setattr(script, "ROWS", tmp_path / "rows" / "tpu.jsonl")
   monkeypatch.setattr(script, "PAGE", tmp_path / "tpu.md")
-  script.PAGE.write_text(
-    "Before\n<!-- tpu: begin -->\n<!-- tpu: end -->\nAfter\n"
-  )
+  monkeypatch.setattr(script, "SLIDE_PAGE", tmp_path / "slide.md")
+  for page in (script.PAGE, script.SLIDE_PAGE):
+    page.write_text("Before\n<!-- tpu: begin -->\n<!-- tpu: end -->\nAfter\n")
   code, printed, _ = run_main(script.main, "--table")
   assert code == 0 and "10 of 10 rows are missing" in printed
   computed = script.ROWS.read_text().splitlines()

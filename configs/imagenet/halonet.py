@@ -42,8 +42,8 @@ import ml_collections
 # C.3). The paper names the other regularisations without amounts. These are our
 # choice, in the manner of EfficientNet: the probability of skipping the last
 # block, which is for "our larger models", and dropout. The last column says
-# whether blocks are computed again for the gradient. Of H6 and H7, 32 images
-# ask for it on a core of 16 GB; without TPU kernels, H3 to H5 do so, too.
+# whether blocks are computed again for the gradient. 32 images of H6 or H7 need
+# it on a core of 16 GB; without TPU kernels, so do those of H3 to H5.
 _H = {
   # name: (size, magnitude, drop_path, dropout, remat)
   "h0": (256, 6.0, 0.0, 0.2, "none"),

@@ -17,7 +17,7 @@ from halonet.models import parts
 from halonet.models.parts import PartsSpec
 from halonet.ops.forms.form import KERNEL_RESULTS
 
-# What rematerialisation keeps inside of a block: little that costs much.
+# What rematerialisation keeps inside of a block: what costs much time.
 KEPT = jax.checkpoint_policies.save_only_these_names(STATISTICS, KERNEL_RESULTS)
 
 

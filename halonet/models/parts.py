@@ -96,7 +96,7 @@ class PartsSpec:
   remat: str = field(
     "none",
     "What the backward pass computes again to need less memory: all but the"
-    " output of each stage, or of each block.",
+    " output of each stage, or of each block, and of attention kernels.",
     choices=("none", "stage", "block"),
     changeable=True,
   )

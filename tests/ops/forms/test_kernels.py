@@ -90,7 +90,7 @@ def test_strips_and_panels_change_nothing(case, strips, panels):
     value_dim=case["value_dim"],
     strips=strips,
     panels=panels,
-    wide=strips == 2,
+    wide=strips == panels == 2,
   )
 
   def attention(query, key, value, *tables):

@@ -71,6 +71,16 @@ SHAPE = 2, 19, 16, 64  # A device's share.
     # Detection: the last stage in one block, and the first of 1024 pixels.
     (HALO, (1, 32, 32, 512), dict(heads=8, block_size=32, halo_size=3)),
     (HALO, (1, 256, 256, 64), dict(block_size=8, halo_size=3)),
+    (
+      HALO,
+      (1, 64, 64, 512),
+      dict(heads=8, block_size=8, halo_size=3, stride=2),
+    ),
+    (
+      HALO,
+      (1, 64, 64, 160),
+      dict(heads=10, block_size=8, halo_size=3, stride=2),
+    ),
     ("per_pixel.PerPixelAttention", SHAPE, dict(window_size=14)),
     (SLIDE, SHAPE, dict()),
     (SLIDE, (1, 7, 13, 64), dict(heads=2, window_size=5)),
