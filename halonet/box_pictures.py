@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from halonet.errors import UsageError
 
-# Of Okabe and Ito: told apart by people who see colours differently.
+# Okabe and Ito's, which people who see colours differently tell apart.
 _COLORS = (
   *("#e69f00", "#56b4e9", "#009e73", "#f0e442"),
   *("#0072b2", "#d55e00", "#cc79a7"),

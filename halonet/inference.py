@@ -35,33 +35,33 @@ class Predictor:
     model: the module.
     variables: its weights.
     prepare: function from an RGB image to the model's input, `[size, size, 3]`.
-    task: words the answers, and finds what can be drawn.
-    crop: share of the shorter side that the model sees, around the centre; None
-      if it sees the whole image.
+    task: words the answers, or finds them in the image.
+    crop: share of the shorter side that the model sees, around the centre,
+      unless the task finds its answers in the whole image.
   """
 
   model: nn.Module
   variables: Any
   prepare: Callable[[Image.Image], np.ndarray]
   task: Task
-  crop: float | None = 1.0
+  crop: float = 1.0
 
   def predict(
     self, image: Image.Image, top: int
-  ) -> tuple[list[str], list[dict[str, Any]] | None]:
+  ) -> tuple[list[str], list[dict[str, Any]]]:
     """Returns the model's best `top` answers for an image, in words; and what
-    can be drawn into it, as `Task.find` describes."""
+    it found in the image, as `Task.find` describes it."""
     outputs = self._apply(self.variables, self.prepare(image)[None])
     output = jax.tree.map(lambda x: np.asarray(x[0]), outputs)
+    if not self.task.finds:
+      return self.task.explain(output, top), []
     found = self.task.find(output, top, (image.height, image.width))
-    if found is None:
-      return self.task.explain(output, top), None
-    return self.task.word(found), found
-
-  @property
-  def draws(self) -> bool:
-    """Whether there is something to draw into images."""
-    return type(self.task).find is not Task.find
+    answers = [
+      f"{each['score']:7.2%}  {each['label']} at"
+      f" {', '.join(f'{number:.0f}' for number in each['box'])}"
+      for each in found
+    ]
+    return answers or ["nothing found"], found
 
   @functools.cached_property
   def _apply(self):
@@ -105,13 +105,12 @@ def of_run(workdir: str, step: int | None = None) -> Predictor:
   mesh = make_mesh(jax.local_devices()[:1])  # One image at a time.
   run = restore_model(workdir, mesh, step)
   keep_programs(workdir, run.config.compilation_cache)
-  whole = type(run.task).input is not Task.input
   return Predictor(
     run.model,
     run.variables,
     run.task.input,
     run.task,
-    None if whole else run.config.data.crop_fraction,
+    run.config.data.crop_fraction,
   )
 
 

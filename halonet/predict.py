@@ -71,9 +71,9 @@ def main() -> None:
     predictor = inference.of_published(arguments.model, arguments.weights)
   else:
     predictor = inference.of_run(arguments.workdir, arguments.step)
-  if arguments.output and not predictor.draws:
+  if arguments.output and not predictor.task.finds:
     raise UsageError("--output is for detectors; there is nothing to draw")
-  if arguments.attention and predictor.crop is None:
+  if arguments.attention and predictor.task.finds:
     raise UsageError("--attention draws classifiers alone")
   if arguments.attention:
     from halonet import pictures

@@ -26,14 +26,8 @@ import numpy as np
 from halonet import command
 from halonet.errors import RunError
 
-NEEDS = {
-  "image/id": "Tensor",
-  "objects/area": "Tensor",
-  "objects/bbox": "BBoxFeature",
-  "objects/is_crowd": "Tensor",
-  "objects/label": "ClassLabel",
-}
-BOXES, MAX_OBJECTS = 20, 100
+BOXES = 20
+CONFIG = "configs/detection/small.py"
 
 
 def main() -> None:
@@ -131,53 +125,22 @@ def decoded_batches(given, number, *, whole):
     raise RunError(f"an image cannot be read: {line}") from None
 
 
-class Boxes:
-  """What the pipeline asks of a task of detection."""
-
-  def __init__(self, config):
-    self.config = config
-
-  def batch_spec(self, train):
-    size = self.config.data.image_size
-    return {
-      "image": ((size, size, 3), "float32"),
-      "boxes": ((MAX_OBJECTS, 4), "float32"),
-      "labels": ((MAX_OBJECTS,), "int32"),
-    }
-
-  def example(self, record, seed, train):
-    from halonet.data import detection_images
-
-    data = self.config.data
-    image, geometry = detection_images.train_image(record["image"], data, seed)
-    return {"image": image} | detection_images.train_objects(
-      record["objects"], geometry, data.image_size, data.max_objects
-    )
-
-  def finish(self, batch, train):
-    return batch
-
-  def problem(self, batch):
-    return None
-
-
 def train_batches(given, number):
   """Returns the stream that a training on these images reads."""
   from halonet.data import pipeline
+  from halonet.tasks.task import make_task
   from halonet.training.config import load_config
 
+  least, most = given.scale_jitter
   overrides = f"""seed={number} batch_size={bench_input.BATCH_SIZE}
     data.image_size={given.image_size} data.image_dtype=float32
-    data.randaugment_policy=color
+    data.scale_jitter=({least},{most}) data.randaugment_policy=color
     data.randaugment_layers={given.randaugment_layers}"""
-  config = load_config(bench_input.CONFIG, overrides.split())
-  config.unlock()
-  config.data.scale_jitter = tuple(given.scale_jitter)
-  config.data.max_objects = MAX_OBJECTS
-  return pipeline.train_batches(split_of(given), Boxes(config))
+  task = make_task(load_config(CONFIG, overrides.split()))
+  return pipeline.train_batches(split_of(given, task), task)
 
 
-def split_of(given):
+def split_of(given, task):
   """Returns the images many times over, so that an epoch begins rarely."""
   import ml_collections
 
@@ -188,7 +151,7 @@ def split_of(given):
   if (given.folder / "instances_train.json").exists():
     data = dict(name="coco_json", data_dir=str(given.folder))
     data = ml_collections.ConfigDict(data | {"train_split": "train"})
-    split = CocoJsonSource(data, NEEDS).split("train_split", "train")
+    split = CocoJsonSource(data, task.needs).split("train_split", "train")
     files, one = split.files, split.read_one
   else:
     files = given.files

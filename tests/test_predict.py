@@ -77,7 +77,7 @@ def test_a_file_is_seen_as_the_test_split_is(predictor, trained, digit):
   logits = np.asarray(logits[0], np.float64)
   expected = np.exp(logits) / np.exp(logits).sum()
   answers, found = predictor.predict(read_image(digit), top=10)
-  assert found is None and not predictor.draws
+  assert found == [] and not predictor.task.finds
   for line in answers:
     probability, label = line.split()
     np.testing.assert_allclose(

@@ -115,7 +115,7 @@ def parse(text: str | bytes) -> Annotations:
     *_without_objects(names, label),
   ]
 
-  # By image, and within an image in the JSON's order.
+  # Sorted by image, and within an image in the JSON's order.
   order = np.argsort(image, kind="stable")
   counts = np.bincount(image, minlength=len(images))
   rank = np.argsort(class_ids, kind="stable")
@@ -185,7 +185,7 @@ def _ids(entries, part, key):
   return np.array(values, np.int64)
 
 
-# By type, since True is an int of Python, too; and the fastest.
+# The type is compared, since True is an int of Python, too; this is fastest.
 def _is_id(value):
   return type(value) is int and -(2**63) <= value < 2**63
 

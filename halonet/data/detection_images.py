@@ -11,12 +11,11 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from halonet.data import preprocessing, randaugment
+from halonet.data import preprocessing
 from halonet.data.erasing import random_erasing
 from halonet.data.images import padding
 from halonet.data.preprocessing import Geometry, map_boxes
 from halonet.data.runtime import tf
-from halonet.errors import UsageError
 
 # A JPEG is decoded at one of these fractions of its size.
 _RATIOS = (1, 2, 4, 8)
@@ -38,24 +37,22 @@ def train_image(
 
   Returns:
     The image, uint8 `[image_size, image_size, 3]`, and its geometry, by which
-    boxes of the upright source image follow to within a pixel.
-
-  Raises:
-    UsageError: if RandAugment's policy moves pixels, which boxes would not
-      follow.
+    boxes of the upright source image follow to within a pixel, as long as
+    RandAugment's policy moves none.
   """
   size = config.image_size
   seeds = tf.unstack(tf.random.split(seed, 4))
   image, geometry, sides = random_scale(
     encoded, size, config.scale_jitter, seeds[0]
   )
-  flip = tf.random.stateless_uniform([], seeds[1]) < 0.5
-  if not config.flip:
-    flip = tf.constant(False)
+  still = tf.constant(False)
+  flip = still
+  if config.flip:
+    flip = tf.random.stateless_uniform([], seeds[1]) < 0.5
   image = _pad(image, sides, flip, config)
   if config.randaugment_layers:
-    image = _augment(image, seeds[2], config)
-    image = _fill(image, sides, tf.constant(False), padding(config.mean))
+    image = preprocessing.augment(image, still, config, seeds[2])
+    image = _fill(image, sides, still, padding(config.mean))
   if config.random_erasing:
     image = random_erasing(image, seeds[3], config.random_erasing)
   return image, _padded(geometry, sides, flip, size)
@@ -293,23 +290,3 @@ def _fill(image, sides, flip, levels):
   inside = tf.range(image.shape[0]) < sides[:, None]
   inside = inside[0][:, None, None] & inside[1][None, :, None]
   return tf.cast(tf.where(inside, image, levels), tf.uint8)
-
-
-def _augment(image, seed, config):
-  policy = config.randaugment_policy
-  operations = randaugment.POLICIES[policy].operations
-  if not operations.keys() <= randaugment.COLOR_OPERATIONS.keys():
-    raise UsageError(
-      f"config.data.randaugment_policy is {policy!r}, which moves pixels, and"
-      " boxes would not follow; set it to color, or"
-      " config.data.randaugment_layers=0"
-    )
-  return randaugment.randaugment(
-    image,
-    seed,
-    flip=tf.constant(False),
-    policy=policy,
-    layers=config.randaugment_layers,
-    magnitude=config.randaugment_magnitude,
-    magnitude_std=config.randaugment_std,
-  )

@@ -104,27 +104,22 @@ def square_input(
 
 def padded_input(
   image: Image.Image, config: ml_collections.ConfigDict
-) -> tuple[np.ndarray, np.ndarray]:
-  """Prepares an image as evaluation of a detector does.
+) -> np.ndarray:
+  """Prepares an image as evaluation of a detector does: float32 `[size, size,
+  3]`, padded at the bottom and the right.
 
   The numbers are those of `detection_images.test_image` and `normalise`.
 
   Args:
     image: RGB, of any size; its longer side is scaled to `image_size`.
     config: the `data` part of a training config.
-
-  Returns:
-    float32 `[size, size, 3]`, padded at the bottom and the right; and what
-    boxes in its pixels are multiplied by to be in the image's, float32 `[4]`.
   """
   size = config.image_size
   sides = padded_sides(image.height, image.width, size)
   levels = np.empty((size, size, 3), np.uint8)
   levels[:] = padding(config.mean)
   levels[: sides[0], : sides[1]] = _levels(np.asarray(image), sides, config)
-  whole = image.height, image.width
-  to_source = np.tile(np.divide(whole, sides, dtype=np.float32), 2)
-  return _normalised(levels, config), to_source
+  return _normalised(levels, config)
 
 
 def padded_sides(height: int, width: int, size: int) -> tuple[int, int]:

@@ -103,20 +103,30 @@ def train_image(
   if not config.flip:
     flip = tf.constant(False)
   if config.randaugment_layers:
-    image = randaugment(
-      image,
-      augment_seed,
-      flip=flip,
-      policy=config.randaugment_policy,
-      layers=config.randaugment_layers,
-      magnitude=config.randaugment_magnitude,
-      magnitude_std=config.randaugment_std,
-    )
+    image = augment(image, flip, config, augment_seed)
   else:
     image = _round(image, flip)
   if config.random_erasing:
     image = random_erasing(image, erasing_seed, config.random_erasing)
   return image, geometry._replace(flip=flip)
+
+
+def augment(
+  image: tf.Tensor,
+  flip: tf.Tensor,
+  config: ml_collections.ConfigDict,
+  seed: tf.Tensor,
+) -> tf.Tensor:
+  """Applies the config's RandAugment, after mirroring if `flip` holds."""
+  return randaugment(
+    image,
+    seed,
+    flip=flip,
+    policy=config.randaugment_policy,
+    layers=config.randaugment_layers,
+    magnitude=config.randaugment_magnitude,
+    magnitude_std=config.randaugment_std,
+  )
 
 
 def test_image(

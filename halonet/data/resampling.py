@@ -10,20 +10,19 @@ _ONE = np.float32(1)
 
 
 def resize(
-  image: np.ndarray, size: int | tuple[int, int], interpolation: str
+  image: np.ndarray, sides: tuple[int, int], interpolation: str
 ) -> np.ndarray:
   """Does what `tf.image.resize` with `antialias` does.
 
   Args:
     image: uint8 `[height, width, channels]`.
-    size: height and width of the result, or the side of a square.
+    sides: height and width of the result.
     interpolation: "bilinear" or "bicubic".
 
   Returns:
-    float32 `[height, width, channels]`; "bicubic" overshoots at edges.
+    float32 `[*sides, channels]`; "bicubic" overshoots at edges.
   """
   image = image.astype(np.float32)
-  sides = (size, size) if isinstance(size, int) else size
   for axis, side in enumerate(sides):
     places, weights = _taps(image.shape[axis], side, interpolation)
     image = image.swapaxes(0, axis)

@@ -14,11 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from halonet.fields import field
-from halonet.layers.base import (
-  Activation,
-  Norm,
-  Stem,
-)
+from halonet.layers.base import Activation, Norm, Stem
 from halonet.layers.halo import BLOCKED_IMPLEMENTATIONS
 from halonet.layers.projections import check_heads, project
 from halonet.ops import blocks, positions

@@ -32,18 +32,16 @@ class Backbone(nn.Module):
   Attributes:
     spec: what it is made of.
     spec_class: class of `spec`.
-    last_modules: modules after the last stage, some or all of which a model
-      lacks that only has features to give.
+    last_modules: modules after the last stage, which features do not need.
   """
 
+  spec: PartsSpec
+  spec_class: ClassVar[type[PartsSpec]]
   last_modules: ClassVar[tuple[str, ...]] = (
     "final",
     "final_norm",
     "classifier",
   )
-
-  spec: PartsSpec
-  spec_class: ClassVar[type[PartsSpec]]
 
   @classmethod
   def fields(cls, chosen: Mapping[str, Any]) -> dict[str, Field]:

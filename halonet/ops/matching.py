@@ -77,7 +77,7 @@ def match(
     rows = jnp.arange(len(overlaps), dtype=jnp.int32)
     places = overlaps.argmax(axis=1)
     places = jnp.where(overlaps.max(axis=1) > 0, places, overlaps.shape[1])
-    # Of several objects the smallest row wins; places beyond are dropped.
+    # The smallest row wins among several objects; places beyond are dropped.
     owners = jnp.full(overlaps.shape[1], len(overlaps), jnp.int32)
     owners = owners.at[places].min(rows, mode="drop")
     found = jnp.where(owners < len(overlaps), owners, found)

@@ -54,6 +54,13 @@ class Classification(Task):
   def _mixes(self):
     return self.config.data.mixup > 0 or self.config.data.cutmix > 0
 
+  def check_model(self, model):
+    if hasattr(model, "anchors"):
+      raise UsageError(
+        f"config.model.name is {self.config.model.name!r}, which is a detector;"
+        " set config.task=detection, or name a classifier"
+      )
+
   def check_rows(self, rows):
     if self._mixes and rows % 2:
       raise UsageError(

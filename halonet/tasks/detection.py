@@ -15,7 +15,7 @@ from halonet.ops import matching
 from halonet.tasks.coco_evaluation import CocoEvaluator, corner_and_sides
 from halonet.tasks.task import Task
 
-# Of Google's RetinaNet, the code of SASA's authors; docs/departures.md.
+# As in Google's RetinaNet, the code of SASA's authors; docs/departures.md.
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 1.5
 HUBER_DELTA = 0.1
@@ -51,6 +51,7 @@ class Detection(Task):
   """
 
   best = "box_ap"
+  finds = True
   needs = {"image/id": "Tensor", **_ITEMS}  # noqa: RUF012
   decides = ("num_classes",)
   FIELDS = {  # noqa: RUF012
@@ -78,6 +79,21 @@ class Detection(Task):
         f"config.data.scale_jitter is {(least, most)}; the first must not be"
         " above the second"
       )
+    policy = self.config.data.randaugment_policy
+    if self.config.data.randaugment_layers and policy != "color":
+      raise UsageError(
+        f"config.data.randaugment_policy is {policy!r}, which moves pixels, and"
+        " boxes would not follow; set it to color, or"
+        " config.data.randaugment_layers=0"
+      )
+
+  def check_model(self, model):
+    if not hasattr(model, "anchors"):
+      raise UsageError(
+        f"config.model.name is {self.config.model.name!r}, which is no"
+        " detector; config.task=detection asks for one, such as"
+        " retinanet_resnet50"
+      )
 
   def describe(self, source):
     name = "objects/label"
@@ -97,14 +113,7 @@ class Detection(Task):
   def _model(self):
     """The detector, for its anchors."""
     fields = self.config.model.to_dict() | self.model_fields()
-    model = create_model(fields.pop("name"), **fields)
-    if not hasattr(model, "anchors"):
-      raise UsageError(
-        f"config.model.name is {self.config.model.name!r}, which is no"
-        " detector; config.task=detection asks for one, such as"
-        " retinanet_resnet50"
-      )
-    return model
+    return create_model(fields.pop("name"), **fields)
 
   # --------------------------------------------------------------------- data
 
@@ -246,12 +255,7 @@ class Detection(Task):
     return f"{shown} ({figures['images']} images)"
 
   def input(self, image):
-    return padded_input(image, self.config.data)[0]
-
-  def explain(self, output, top):
-    """Words what is found, in pixels of the model's image."""
-    size = self.config.data.image_size
-    return self.word(self.find(output, top, (size, size)))
+    return padded_input(image, self.config.data)
 
   def find(self, output, top, size):
     if not all(np.isfinite(x).all() for x in output.values()):

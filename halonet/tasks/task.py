@@ -50,6 +50,8 @@ class Task(abc.ABC):
       of classes of `tfds.features`.
     decides: model fields that follow from the metadata, which a config does
       not have.
+    finds: whether the answers have places in the image, which `find` returns,
+      and the model sees the whole image.
     FIELDS: config fields that belong to the task, by dotted names.
     config: complete training config.
     metadata: what `describe` returned for the data set; {} before that.
@@ -58,6 +60,7 @@ class Task(abc.ABC):
   best: str
   needs: Mapping[str, str] = {}
   decides: tuple[str, ...] = ()
+  finds: bool = False
   FIELDS: Mapping[str, Field] = {}
 
   def __init__(
@@ -72,6 +75,9 @@ class Task(abc.ABC):
 
   def check(self) -> None:  # noqa: B027  Optional.
     """Raises UsageError if fields of the config contradict one another."""
+
+  def check_model(self, model: Any) -> None:  # noqa: B027  Optional.
+    """Raises UsageError if the config's model answers something else."""
 
   def check_rows(self, rows: int) -> None:  # noqa: B027  Optional.
     """Raises UsageError if `rows` examples cannot be computed at once."""
@@ -181,14 +187,15 @@ class Task(abc.ABC):
     """Prepares an RGB image for the model, as evaluation does."""
     return square_input(image, self.config.data)
 
-  @abc.abstractmethod
   def explain(self, output: Any, top: int) -> list[str]:
-    """Words the model's output for one image, the best `top` answers."""
+    """Words the model's output for one image, the best `top` answers, unless
+    the task `finds` them."""
+    raise NotImplementedError
 
   def find(
     self, output: Any, top: int, size: tuple[int, int]
-  ) -> list[dict[str, Any]] | None:
-    """Returns what can be drawn into the image, best first.
+  ) -> list[dict[str, Any]]:
+    """Returns what is found in an image, best first, if the task `finds`.
 
     Args:
       output: NumPy arrays, without the axis of a batch.
@@ -197,18 +204,9 @@ class Task(abc.ABC):
 
     Returns:
       `label`, a text, `score`, and `box`, its left, top, width and height in
-      pixels, of each object; None if the answers are about the whole image.
+      pixels, of each object.
     """
-    del output, top, size
-    return None
-
-  def word(self, found: list[dict[str, Any]]) -> list[str]:
-    """Words what `find` returned: score, class, left, top, width and height."""
-    return [
-      f"{each['score']:7.2%}  {each['label']} at"
-      f" {', '.join(f'{number:.0f}' for number in each['box'])}"
-      for each in found
-    ] or ["nothing found"]
+    raise NotImplementedError
 
 
 # Name → the class, or where it is: its module may be slow to import.

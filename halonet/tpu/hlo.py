@@ -223,10 +223,14 @@ def _hbm_bytes(instruction, computation, computations):
   body = {}
   if opcode == "fusion":
     body = computations.get(next(iter(instruction.called), None), {})
+  # A Pallas kernel takes a map once for each part of which it reads blocks.
+  kernel = 'custom_call_target="tpu_custom_call"' in instruction.rest
+  seen = set()
   for number, name in enumerate(instruction.operands):
     source = computation.get(name)
-    if source is None:
+    if source is None or (kernel and name in seen):
       continue
+    seen.add(name)
     arrays = [array for array in source.arrays if array.in_hbm]
     size = sum(array.tiled_bytes for array in arrays)
     if size and body:

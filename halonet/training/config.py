@@ -147,9 +147,11 @@ def create_model(config: ml_collections.ConfigDict, task: Task) -> Any:
   """Makes the model of a config for a task that knows its data set."""
   fields = config.model.to_dict() | task.model_fields()
   try:
-    return registry.create_model(fields.pop("name"), **fields)
+    model = registry.create_model(fields.pop("name"), **fields)
   except ValueError as error:
     raise UsageError(_model_error(error, {})) from None
+  task.check_model(model)
+  return model
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

@@ -42,6 +42,7 @@ def test_bytes_pass_through_memory_padded_and_only_what_is_read(program):
     + 5 * (tile + tile)  # Read by the tanh and by the gathering,
     + 5 * (8 + 32) * 100 * 4  # which writes, here untiled.
     + tile  # Copied to the core.
+    + tile  # The kernel's second operand, which is also its third.
     + 256 * 2 + 16 * 128 * 4  # Written by the reduction.
     + 4 * 4  # And by the other.
     + tile  # The result.
@@ -52,8 +53,9 @@ def test_bytes_pass_through_memory_padded_and_only_what_is_read(program):
 
 
 def test_kernels_are_known_by_name_and_shapes(program):
+  shapes = f"{','.join(3 * ['f32[8,100]'])}>f32[8,100]"
   assert program.kernels == (
-    hlo.KernelCall("fused_attention", "stem", 1, "f32[8,100]>f32[8,100]"),
+    hlo.KernelCall("fused_attention", "stem", 1, shapes),
   )
 
 

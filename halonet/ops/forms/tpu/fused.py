@@ -142,10 +142,8 @@ def _attention(tiling, vmem_limit, interpret, maps, table):
 
 def _forward(tiling, vmem_limit, interpret, maps, table):
   options = dict(vmem_limit=vmem_limit, interpret=interpret)
-  output, sums = checkpoint_name(
-    forward_lib.forward(tiling, maps, table, **options), KERNEL_RESULTS
-  )
-  return output, (maps, table, sums)
+  output, sums = forward_lib.forward(tiling, maps, table, **options)
+  return output, (maps, table, checkpoint_name(sums, KERNEL_RESULTS))
 
 
 def _backward(tiling, vmem_limit, interpret, saved, gradient):

@@ -14,6 +14,9 @@ from jax.experimental import pallas as pl
 
 from halonet.ops.forms.tpu.tiling import LANES, Tiling, tile_bytes
 
+# A tile of fewer keys counts as one of so many: its queries need memory, too.
+_LEAST_KEYS = 224
+
 
 def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
   """Specifies an operand that every grid step sees as a whole."""
@@ -159,7 +162,7 @@ def for_blocks(tiling: Tiling, body: Callable[..., None], keys: int) -> None:
 def together(tiling: Tiling, keys: int) -> tuple[int, int]:
   """Returns how many rows and columns of blocks `for_blocks` computes at a
   time."""
-  each = tiling.head_tiles * tiling.keys
+  each = tiling.head_tiles * max(tiling.keys, _LEAST_KEYS)
   cols = _divisor(tiling.panel_cols, keys // each)
   if cols < tiling.panel_cols:
     return 1, cols

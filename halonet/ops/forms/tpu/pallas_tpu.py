@@ -3,9 +3,10 @@
 import itertools
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from halonet.chips import CHIPS
-from halonet.ops.forms.form import Form, Place, Shaped
+from halonet.ops.forms.form import KERNEL_RESULTS, Form, Place, Shaped
 from halonet.ops.forms.tpu.tiling import Tiling
 from halonet.ops.neighbourhood import Neighbourhood
 
@@ -55,7 +56,9 @@ class PallasTpu(Form):
       )
       for maps in zip(*arrays, strict=True)
     ]
-    return jnp.concatenate(outputs, axis=3).astype(value.dtype)
+    output = jnp.concatenate(outputs, axis=3).astype(value.dtype)
+    # Where kernels compute in float32, half of their output's size.
+    return checkpoint_name(output, KERNEL_RESULTS)
 
 
 def refuses_chip(place: Place) -> str | None:

@@ -61,6 +61,8 @@ SHAPE = 2, 19, 16, 64  # A device's share.
       SHAPE,
       dict(block_size=14, halo_size=2, mask_window=True, mask_padding=False),
     ),
+    # Many small tiles.
+    (HALO, (1, 28, 28, 192), dict(heads=6, block_size=5, halo_size=1)),
     # Groups of heads; then strips, and on v3 and v4 panels, too.
     (HALO, (1, 32, 16, 256), dict(block_size=8, halo_size=3)),
     (
