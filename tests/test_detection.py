@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from halonet import evaluate, predict
-from tests.conftest import finish, losses, run_command
+from tests.conftest import finish, losses, run_command, run_processes
 
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 
@@ -109,6 +109,26 @@ def test_a_detector_is_trained_and_resumed_with_the_same_bits(
   resumed = json.loads((again / "results.json").read_text())
   for name in ("test_box_ap", "raw_test_box_ap", "test_box_ar100"):
     assert resumed[name] == results[name]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(trained, folder, tmp_path):
+  workdir, _ = trained
+  both = tmp_path / "both"
+  for process in run_processes(*words(folder, both)):
+    code, output = finish(process)
+    assert code == 0, output
+  one, two = losses(workdir), losses(both)
+  assert sorted(one) == sorted(two) == list(range(1, 7))
+  # Sums are taken in another order.
+  np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
+  one, two = (
+    json.loads((each / "results.json").read_text()) for each in (workdir, both)
+  )
+  figures = [name for name in one if "test_box_a" in name]
+  assert len(figures) == 24 and two["test_images"] == 5
+  for name in figures:
+    assert two[name] == pytest.approx(one[name], abs=1e-3), name
 
 
 def test_detections_are_written_and_drawn(trained, folder, tmp_path, run_main):
