@@ -159,8 +159,8 @@ HALONET = (
   *(("Figure 5", 3), ("Figure 6", 2), ("Figure 7", 1), ("Figure 8", 11)),
 )
 SASA = (
-  *(("Table 1", 9), ("Table 3", 8), ("Table 4", 5), ("Table 5", 3)),
-  *(("Table 6", 2), ("Table 7", 3), ("Figure 5", 3)),
+  *(("Table 1", 9), ("Table 2", 5), ("Table 3", 8), ("Table 4", 5)),
+  *(("Table 5", 3), ("Table 6", 2), ("Table 7", 3), ("Figure 5", 3)),
 )
 SLIDE = (("ImageNet", 22), ("COCO, M", 12), ("COCO, C", 6), ("ADE20K", 8))
 OTHERS = ("R50 in the literature", "ViT-L/16", "BiT-M")

@@ -98,6 +98,10 @@ def train_image(
     image = decode(encoded)
     geometry = _geometry(tf.shape(image)[:2])
     image = resize(image, config)
+    if config.crop_padding:
+      image, geometry = pad_and_crop(
+        image, geometry, config.crop_padding, crop_seed
+      )
   # The resized image is usually the smaller one, and its shape is known.
   flip = tf.random.stateless_uniform([], flip_seed) < 0.5
   if not config.flip:
@@ -109,6 +113,22 @@ def train_image(
   if config.random_erasing:
     image = random_erasing(image, erasing_seed, config.random_erasing)
   return image, geometry._replace(flip=flip)
+
+
+def pad_and_crop(
+  image: tf.Tensor, geometry: Geometry, padding: int, seed: tf.Tensor
+) -> tuple[tf.Tensor, Geometry]:
+  """Pads a square with black on all sides, and cuts out one of its size."""
+  size = image.shape[0]
+  begin = tf.random.stateless_uniform(
+    [2], seed, maxval=2 * padding + 1, dtype=tf.int32
+  )
+  padded = tf.pad(image, [[padding, padding]] * 2 + [[0, 0]])
+  moved = tf.cast(begin - padding, tf.float32) / size
+  whole = tf.cast(geometry.size, tf.float32)
+  window = tf.concat([moved * whole, whole], 0)
+  image = crop(padded, tf.concat([begin, [size, size]], 0))
+  return image, geometry._replace(window=window)
 
 
 def augment(

@@ -54,6 +54,15 @@ class Classification(Task):
   def _mixes(self):
     return self.config.data.mixup > 0 or self.config.data.cutmix > 0
 
+  def check(self):
+    data = self.config.data
+    if data.crop_padding and data.crop_area < 1:
+      raise UsageError(
+        f"config.data.crop_padding is {data.crop_padding}, and crop_area is"
+        f" {data.crop_area}; they are two kinds of random crops: set one of"
+        " crop_padding=0 and crop_area=1"
+      )
+
   def check_model(self, model):
     if hasattr(model, "anchors"):
       raise UsageError(

@@ -79,6 +79,11 @@ class Detection(Task):
         f"config.data.scale_jitter is {(least, most)}; the first must not be"
         " above the second"
       )
+    if self.config.data.crop_padding:
+      raise UsageError(
+        f"config.data.crop_padding is {self.config.data.crop_padding}; a"
+        " detector's crops come of config.data.scale_jitter"
+      )
     policy = self.config.data.randaugment_policy
     if self.config.data.randaugment_layers and policy != "color":
       raise UsageError(

@@ -94,6 +94,13 @@ FIELDS = {
     above=0,
     most=1,
   ),
+  "data.crop_padding": Field(
+    0,
+    "Pixels of black on every side of a whole resized image, out of which a"
+    " random square of image_size is cut; needs crop_area=1.",
+    least=0,
+    most=MOST_SIDE,
+  ),
   "data.flip": Field(True, "Mirrors every other image at random."),
   "data.randaugment_layers": Field(
     0,

@@ -340,6 +340,26 @@ def test_a_box_is_where_the_geometry_says(real):
   assert len(seen) == 4
 
 
+def test_a_padded_image_is_cut_at_all_places_alike():
+  encoded = encode(photograph(24, 24))
+  plain = np.array(reopened(encoded))
+  padded = np.pad(plain, ((2, 2), (2, 2), (0, 0)))
+  places = np.zeros((5, 5), int)
+  box = tf.constant([0.25, 0.5, 0.5, 0.75])
+  for number in range(250):
+    image, geometry = preprocessing.train_image(
+      encoded, data(crop_padding=2), tf.constant([3, number])
+    )
+    row, col = np.round(geometry.window.numpy()[:2]).astype(int) + 2
+    places[row, col] += 1
+    np.testing.assert_array_equal(image, padded[row:, col:][:24, :24])
+    moved = preprocessing.map_boxes(box, geometry) * 24
+    np.testing.assert_allclose(
+      moved, [8 - row, 14 - col, 14 - row, 20 - col], atol=1e-4
+    )
+  assert places.min() >= 2 and places.max() <= 22  # 10 on average.
+
+
 def test_boxes_of_the_centre_and_of_the_whole():
   encoded = encode(photograph(90, 60))
   _, geometry = preprocessing.test_image(encoded, data())

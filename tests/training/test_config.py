@@ -133,6 +133,7 @@ def _literal(message):
     ("model.operators=1", "config.model.operators is 1"),
     ("model.heads=()", "config.model.heads is ()"),
     ("data.crop_area=0", "config.data.crop_area is 0.0"),
+    ("data.crop_padding=4", "config.data.crop_padding is 4, and crop_area is"),
     ("data.mean=(0.5,)", "config.data.mean is"),
     ("data.std=(1,1,0)", "config.data.std is .* above 0"),
     ("label_smoothing=1", "config.label_smoothing is 1.0"),
