@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -17,11 +18,16 @@ _COLORS = (
 Found = list[dict[str, Any]]
 
 
-def write(images: list[tuple[str, Image.Image, Found]], folder: str) -> None:
+def write(
+  images: Iterable[tuple[str, Image.Image, Found]],
+  labels: Sequence[str],
+  folder: str,
+) -> None:
   """Writes `NUMBER_NAME.png` for each image, and `predictions.json`.
 
   Args:
     images: path, pixels, and what `Task.find` returned for each.
+    labels: names of all classes, whose order decides the colours.
     folder: new folder.
 
   Raises:
@@ -29,7 +35,6 @@ def write(images: list[tuple[str, Image.Image, Found]], folder: str) -> None:
   """
   target = pathlib.Path(folder)
   records = []
-  labels = sorted({each["label"] for _, _, found in images for each in found})
   colors = {label: _COLORS[i % 7] for i, label in enumerate(labels)}
   try:
     target.mkdir()
@@ -63,6 +68,8 @@ def draw(
     box = left, top, left + max(width, 0), top + max(height, 0)
     pen.rectangle(box, outline=color, width=line)
     text = f"{each['label']} {each['score']:.2f}"
+    room = image.width - pen.textlength(text, font=font)
+    left = max(0, min(left, room))
     area = pen.textbbox((left, top), text, font=font, anchor="lb")
     if area[1] < 0:  # No room above the box.
       area = pen.textbbox((left, top), text, font=font, anchor="lt")

@@ -30,9 +30,11 @@ def main() -> None:
   run = restore_model(arguments.workdir, mesh, arguments.step)
   keep_programs(arguments.workdir, run.config.compilation_cache)
   data = run.config.data
+  workdir = Workdir(arguments.workdir)
   with together():
     check_devices(run.config, mesh.shape[DATA])
     source = sources.open_source(data, run.task.needs)
+    workdir.check_metadata(run.task.describe(source))
     split = source.split("test_split", data.test_split)
   check_same(split.fingerprint, f"files in {source.location}")
   say(
@@ -46,8 +48,12 @@ def main() -> None:
   if averaged:
     say(f"moving averages: {words(run.task, averaged)}")
   if records is not None and is_first():
-    name = f"detections_{run.step}.json"
-    command.write_json(Workdir(arguments.workdir).path / name, records)
+    for name, content in (
+      ("detections", records),
+      ("figures", averaged or figures),
+    ):
+      path = workdir.path / f"{name}_{run.step}.json"
+      command.write_json(path, content)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ published or other weights. OUT becomes a folder with
                    of images, on CPU, CUDA and TPU;
   model.json       the names of the classes, and how an image is prepared.
 
-The network takes uint8 pixels and returns float32 outputs, such as logits:
+The network takes uint8 pixels and returns float32 outputs, such as logits. A
+detector's are at its `anchors`, which docs/models.md explains.
 
   import jax.export, numpy as np
   with open("OUT/model.stablehlo", "rb") as file:

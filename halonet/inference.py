@@ -47,21 +47,22 @@ class Predictor:
   crop: float = 1.0
 
   def predict(
-    self, image: Image.Image, top: int
+    self, image: Image.Image, top: int, score: float
   ) -> tuple[list[str], list[dict[str, Any]]]:
     """Returns the model's best `top` answers for an image, in words; and what
-    it found in the image, as `Task.find` describes it."""
+    it found in the image, as `Task.find` describes it, from `score` on."""
     outputs = self._apply(self.variables, self.prepare(image)[None])
     output = jax.tree.map(lambda x: np.asarray(x[0]), outputs)
     if not self.task.finds:
       return self.task.explain(output, top), []
     found = self.task.find(output, top, (image.height, image.width))
+    found = [each for each in found if each["score"] >= score]
     answers = [
       f"{each['score']:7.2%}  {each['label']} at"
       f" {', '.join(f'{number:.0f}' for number in each['box'])}"
       for each in found
     ]
-    return answers or ["nothing found"], found
+    return answers or [f"nothing found with a score of {score:g}"], found
 
   @functools.cached_property
   def _apply(self):

@@ -22,7 +22,14 @@ def main() -> None:
     "--step", type=int, help="checkpoint of --workdir (the latest)"
   )
   parser.add_argument(
-    "--top", type=int, default=5, help="most answers per image (%(default)s)"
+    "--top",
+    type=int,
+    help="most answers per image (5; of a detector 100)",
+  )
+  parser.add_argument(
+    "--score",
+    type=float,
+    help="least score of what a detector finds (0.3)",
   )
   parser.add_argument(
     "--attention",
@@ -41,7 +48,7 @@ def main() -> None:
   )
   parser.add_argument("images", nargs="+", metavar="IMAGE")
   arguments = parser.parse_args()
-  if arguments.top < 1:
+  if arguments.top is not None and arguments.top < 1:
     raise UsageError(f"--top is {arguments.top}; it must be at least 1")
   if arguments.weights is not None and arguments.model is None:
     raise UsageError("--weights is for --model=NAME")
@@ -51,6 +58,10 @@ def main() -> None:
     raise UsageError("--pixel is for the picture of --attention=FILE.png")
   if arguments.output and pathlib.Path(arguments.output).exists():
     raise UsageError(f"--output: {arguments.output} exists; name a new folder")
+  if arguments.output:
+    parent = pathlib.Path(arguments.output).absolute().parent
+    if not parent.is_dir():
+      raise UsageError(f"--output: there is no folder {parent}")
   if arguments.attention:
     picture = pathlib.Path(arguments.attention)
     if len(arguments.images) > 1:
@@ -66,7 +77,8 @@ def main() -> None:
     from halonet import inference
     from halonet.data.images import read_image
 
-  images = [read_image(path) for path in arguments.images]
+  for path in arguments.images:
+    image = read_image(path)  # Before any work.
   if arguments.model is not None:
     predictor = inference.of_published(arguments.model, arguments.weights)
   else:
@@ -78,22 +90,33 @@ def main() -> None:
   if arguments.attention:
     from halonet import pictures
 
-    pixel = pictures.parse_pixel(arguments.pixel, images[0], predictor)
-  drawn = []
-  for path, image in zip(arguments.images, images, strict=True):
-    # A name may be no UTF-8.
-    print(path.encode(errors="backslashreplace").decode())
-    answers, found = predictor.predict(image, arguments.top)
-    for answer in answers:
-      print(f"  {answer}")
-    drawn.append((path, image, found))
+    pixel = pictures.parse_pixel(arguments.pixel, image, predictor)
+  if arguments.score is not None and not predictor.task.finds:
+    raise UsageError("--score is for detectors; --top limits the answers")
+  top = arguments.top or (100 if predictor.task.finds else 5)
+  score = 0.3 if arguments.score is None else arguments.score
+
+  def predictions():
+    for path in arguments.images:
+      image = read_image(path)
+      # A name may be no UTF-8.
+      print(path.encode(errors="backslashreplace").decode())
+      answers, found = predictor.predict(image, top, score)
+      for answer in answers:
+        print(f"  {answer}")
+      yield path, image, found
+
   if arguments.output:
     from halonet import box_pictures
 
-    box_pictures.write(drawn, arguments.output)
+    labels = predictor.task.metadata["labels"]
+    box_pictures.write(predictions(), labels, arguments.output)
     command.wrote(arguments.output)
+    return
+  for _ in predictions():
+    pass
   if arguments.attention:
-    pictures.draw_attention(predictor, images[0], pixel, arguments.attention)
+    pictures.draw_attention(predictor, image, pixel, arguments.attention)
     command.wrote(arguments.attention)
 
 

@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       model=dict(
         name=f"retinanet_{variant}",
         dtype="bfloat16",  # Our choice.
-        batch_norm_momentum=0.997,  # Of Google's RetinaNet.
+        batch_norm_momentum=0.997,  # As in Google's RetinaNet.
       ),
       data=dict(
         name="coco/2017",
@@ -51,8 +51,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         momentum=0.9,  # Our choice.
         weight_decay=1e-4,  # Google's.
       ),
-      eval_every=9160,  # Five epochs of 117,266 images.
-      checkpoint_every=1832,
+      eval_every="5 epochs",
+      checkpoint_every="1 epoch",
       log_every=100,
     )
   )

@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     dict(
       task="detection",
       seed=0,
-      steps=2000,
+      steps=600,
       batch_size=8,
       model=dict(
         name="retinanet_resnet50",
@@ -33,12 +33,12 @@ def get_config() -> ml_collections.ConfigDict:
       ),
       optimizer=dict(
         name="adamw",
-        learning_rate=0.002,
-        warmup_steps=100,
+        learning_rate=0.03,
+        warmup_steps=50,
         weight_decay=0.05,
         clip_norm=10,
       ),
-      eval_every=500,
-      log_every=50,
+      eval_every=150,
+      log_every=25,
     )
   )

@@ -6,7 +6,6 @@ The format is that of cocodataset.org/#format-data, "object detection". Masks
 
 import dataclasses
 import json
-import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,8 @@ import numpy as np
 _FEW = 1 / 10_000
 # Pixels by which boxes may leave their image, as those rounded to whole ones.
 _ROUNDING = 1.0
+# Pixels of an object's area, beyond any image's.
+_MOST_AREA = 1e15
 # Pixels that are not worth a word: COCO's boxes have two decimals.
 _EXACT = 0.01
 
@@ -69,8 +70,9 @@ def parse(text: str | bytes) -> Annotations:
   """Reads a COCO JSON of instances.
 
   Raises:
-    ValueError: if it is none, or something in it cannot be right. The message
-      is one line that counts what is wrong and names the first of it.
+    ValueError: if the text is not a COCO JSON of instances, or contradicts
+      itself. The message is one line that counts what is wrong and names the
+      first of it.
   """
   categories, images, objects = _parts(text)
   class_ids = _ids(categories, "categories", "id")
@@ -93,7 +95,6 @@ def parse(text: str | bytes) -> Annotations:
     objects, "annotations", "area", _is_area, "a number of pixels", -1
   )
   areas = np.array(areas, np.float64)
-  areas = np.where(areas < 0, boxes[:, 2] * boxes[:, 3], areas)
 
   problems = [
     *_repeated(class_ids, "category ids"),
@@ -110,7 +111,9 @@ def parse(text: str | bytes) -> Annotations:
     problems += _found(object_ids[known][which], what)
   if problems:
     raise ValueError("; ".join(problems))
+  areas = np.where(areas < 0, boxes[:, 2] * boxes[:, 3], areas)
   warnings = [
+    *_repeated(names, "names of categories"),
     *(_found(object_ids[which], what)[0] for which, what in warnings),
     *_without_objects(names, label),
   ]
@@ -143,7 +146,7 @@ def _parts(text):
     content = json.loads(text)
   except (ValueError, RecursionError) as error:
     line = str(error).splitlines()[0]
-    raise ValueError(f"it is no JSON: {line}") from None
+    raise ValueError(f"it is not JSON: {line}") from None
   parts = "categories", "images", "annotations"
   if not isinstance(content, dict):
     content = {}
@@ -187,7 +190,8 @@ def _ids(entries, part, key):
 
 # The type is compared, since True is an int of Python, too; this is fastest.
 def _is_id(value):
-  return type(value) is int and -(2**63) <= value < 2**63
+  # The pipeline carries an id as two int32 numbers of 31 bits.
+  return type(value) is int and abs(value) < 2**62
 
 
 def _is_text(value):
@@ -214,7 +218,7 @@ def _is_flag(value):
 
 
 def _is_area(value):
-  return _is_number(value) and 0 <= value < math.inf
+  return _is_number(value) and 0 <= value < _MOST_AREA
 
 
 def _places(values, known):
@@ -249,9 +253,10 @@ def _check_boxes(boxes, sizes):
   inverted = (width < 0) | (height < 0)
   empty = ((width == 0) | (height == 0)) & ~inverted
   rows, columns = sizes.T
-  beyond = np.max(
-    [-left, -top, left + width - columns, top + height - rows], axis=0
-  )
+  with np.errstate(over="ignore"):
+    beyond = np.max(
+      [-left, -top, left + width - columns, top + height - rows], axis=0
+    )
   beyond = np.where(finite & ~inverted, beyond, 0)
   wrong = [
     (~finite, "annotations whose box is not finite"),

@@ -1,8 +1,9 @@
 """Folders of images with boxes in a COCO JSON for each split.
 
 The JSON is `DIR/instances_SPLIT.json`, or lies in `DIR/annotations/`, as COCO's
-own do. An image is the first file of `DIR/images/NAME`, `DIR/images/SPLIT/NAME`
-and `DIR/SPLIT/NAME`, where NAME is its `file_name`.
+own do. An image is the first file of `DIR/images/NAME`,
+`DIR/images/SPLIT/NAME`, `DIR/SPLIT/NAME` and `DIR/NAME`, where NAME is its
+`file_name`.
 """
 
 import io
@@ -59,6 +60,7 @@ class CocoJsonSource(Source):
     self._train = data.train_split
     self._needs = needs
     self._skip_corrupt = data.get("skip_corrupt", False)
+    self._most = data.get("max_objects")
     self._known = {}  # What was read, by split: a large JSON takes long.
     train = self._read("train_split", data.train_split)
     self.classes = {"objects/label": train.classes}
@@ -67,6 +69,7 @@ class CocoJsonSource(Source):
   def split(self, field: str, name: str) -> Split:
     found = self._annotations(field, name)
     files = self._find(field, name, found.files)
+    self._check_most(field, name, found, files)
     names, sizes, ids, splits = map(
       tf.constant, (files, found.sizes, found.image_ids, found.splits)
     )
@@ -194,12 +197,24 @@ class CocoJsonSource(Source):
       " annotations/ beside it"
     )
 
+  def _check_most(self, field, name, found, files):
+    """Raises UsageError if the evaluation would lose objects."""
+    objects = np.diff(found.splits)
+    most = objects.max()
+    if field == "test_split" and self._most is not None and most > self._most:
+      file = files[objects.argmax()]
+      raise UsageError(
+        f"config.data.max_objects is {self._most}, and {file} of split {name}"
+        f" has {most} objects; set it to {most} or more"
+      )
+
   def _find(self, field, name, files) -> list[str]:
     """Returns the paths of a split's images."""
     roots = [
       f"{self.location}/{folder}"
       for folder in ("images", f"images/{name}", name)
     ]
+    roots.append(self.location)
     listings, paths, missing, empty = {}, [], [], []
     for file in files:
       for root in roots:
@@ -217,8 +232,8 @@ class CocoJsonSource(Source):
     if missing:
       raise UsageError(
         f"config.data.{field}: {len(missing)} of the {len(files)} images of"
-        f" split {name} are missing, such as {missing[0]}, in {roots[0]},"
-        f" {roots[1]} and {roots[2]}; put them there"
+        f" split {name} are missing, such as {missing[0]}, in"
+        f" {', '.join(roots)}; put them there"
       )
     if empty and not self._skip_corrupt:
       raise UsageError(
@@ -236,6 +251,9 @@ def _listing(folder):
       return dict.fromkeys(tf.io.gfile.listdir(folder))
     except tf.errors.NotFoundError:
       return {}
+    except tf.errors.OpError as error:
+      line = error.message.splitlines()[0]
+      raise UsageError(f"{folder} cannot be read: {line}") from None
   try:
     with os.scandir(folder) as entries:
       # A dangling link is no file.
@@ -244,6 +262,8 @@ def _listing(folder):
       }
   except (FileNotFoundError, NotADirectoryError):
     return {}
+  except (OSError, ValueError) as error:  # A name may hold what none can.
+    raise UsageError(f"{folder} cannot be read: {error}") from None
 
 
 def _header(encoded):
@@ -253,7 +273,7 @@ def _header(encoded):
   try:
     with Image.open(io.BytesIO(encoded)) as image:
       return image.size[::-1], read_orientation(encoded)
-  # Any of Pillow's. What is no image fails where it is decoded.
+  # Pillow raises many kinds. The decoder reports what is not an image.
   except Exception:
     return None
 

@@ -42,7 +42,7 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
   except FileNotFoundError:
     raise UsageError(f"there is no file {path}") from None
   except UnidentifiedImageError:
-    raise UsageError(f"{path} is no image that Pillow knows") from None
+    raise UsageError(f"{path} is not an image that Pillow can read") from None
   except Image.DecompressionBombError:
     raise UsageError(
       f"image {path} has more than 178,956,970 pixels; make it smaller"

@@ -102,9 +102,9 @@ class PartsSpec:
   )
   dtype: str = field(
     "float32",
-    "Of the computation. Parameters, statistics of norms, softmax and logits"
-    " are float32. float64 needs jax_enable_x64; it is for comparing gradients"
-    " with other libraries'.",
+    "Type of the computation. Parameters, statistics of norms, softmax and"
+    " logits are float32. float64 needs jax_enable_x64; it is for comparing"
+    " gradients with other libraries'.",
     choices=("float32", "bfloat16", "float64"),
   )
   options: tuple[tuple[str, Any], ...] = ()

@@ -47,8 +47,8 @@ class RetinaNet(nn.Module):
   """A backbone, a feature pyramid, and two heads that all levels share.
 
   Each head is a tower of layers, with batch norms of each level's own, and a
-  last layer. The one says the class of the object at each anchor, the other
-  where its box lies relative to the anchor.
+  last layer. One head predicts the class of the object at each anchor, the
+  other its box relative to the anchor.
 
   Attributes:
     spec: what it is made of.
@@ -319,7 +319,7 @@ class Output(nn.Module):
   Attributes:
     network: description of the detector.
     width: numbers for each anchor.
-    bias: what they are at first.
+    bias: initial bias of the outputs.
   """
 
   network: RetinaNetSpec
@@ -347,7 +347,7 @@ class Output(nn.Module):
     found = []
     for x in levels.values():
       y = conv(attention(x) if attends else x)
-      found.append(y.reshape(len(y), -1, self.width))
+      found.append(y.reshape(y.shape[0], -1, self.width))
     return jnp.concatenate(found, axis=1)
 
 

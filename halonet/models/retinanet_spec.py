@@ -99,8 +99,8 @@ class RetinaNetSpec:
   )
   dtype: str = field(
     "float32",
-    "Of the computation. Parameters, statistics of norms, softmax and the last"
-    " layers are float32.",
+    "Type of the computation. Parameters, statistics of norms, softmax and the"
+    " last layers are float32.",
     choices=("float32", "bfloat16", "float64"),
   )
 

@@ -61,7 +61,7 @@ class Transformer(Backbone):
       if spec.has_token(stage):
         size = x.shape[1:3]
         token = module.token(x.shape[-1]).astype(dtype)
-        x = join(x, jnp.broadcast_to(token, (len(x), 1, x.shape[-1])))
+        x = join(x, jnp.broadcast_to(token, (x.shape[0], 1, x.shape[-1])))
       for block in spec.stages[stage]:
         x = block_class(
           spec, block, norm, block_norm, train, size, name=block.name

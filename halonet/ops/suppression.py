@@ -41,8 +41,8 @@ def suppress(
   dropped, and so on. The first of equal scores counts as the better.
 
   Every kept box costs a look at all candidates, so the time is that of most ·
-  n overlaps, in `most` steps: less than all n² overlaps, of which an iteration
-  over whole matrices begins, as long as `most` is a few hundreds.
+  n overlaps, in `most` steps. Computing all n² overlaps first would cost more,
+  as long as `most` is a few hundred.
 
   Args:
     boxes: candidates.

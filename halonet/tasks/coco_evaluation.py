@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,11 +34,13 @@ class CocoEvaluator(Evaluator):
     self._ids = np.asarray(class_ids)
     self._images, self._objects = [], []
     self._detections: list[dict[str, Any]] = []
+    self._finite = True
 
-  def add(self, measured: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+  def add(self, measured: Mapping[str, Any]) -> None:
     """Adds a batch: what `Detection.measure` returns."""
     objects, found = measured["objects"], measured["detections"]
     for row in np.flatnonzero(objects["weight"] > 0):
+      self._finite &= bool(measured["finite"][row])
       upper, lower = objects["image_id"][row].tolist()
       image = upper * 2**31 + lower
       self._images.append({"id": image})
@@ -64,11 +67,13 @@ class CocoEvaluator(Evaluator):
         )
 
   def figures(self, images: int) -> dict[str, float]:
-    """Returns COCO's 12 figures; −1 where there are no such objects."""
+    """Returns COCO's 12 figures; −1 where there are no such objects.
+
+    All are NaN if an output of the model was not finite.
+    """
     del images
-    if not self._detections:
-      # The tool takes no empty list.
-      return dict.fromkeys(FIGURES, 0.0)
+    if not self._finite:
+      return dict.fromkeys(FIGURES, math.nan)
     coco, evaluation = self._tool
     with contextlib.redirect_stdout(io.StringIO()):
       truth = coco()
@@ -79,7 +84,13 @@ class CocoEvaluator(Evaluator):
         "categories": self._categories,
       }
       truth.createIndex()
-      found = evaluation(truth, truth.loadRes(self._detections), "bbox")
+      if self._detections:
+        answers = truth.loadRes(self._detections)
+      else:  # The tool takes no empty list.
+        answers = coco()
+        answers.dataset = truth.dataset | {"annotations": []}
+        answers.createIndex()
+      found = evaluation(truth, answers, "bbox")
       found.evaluate()
       found.accumulate()
       found.summarize()

@@ -14,13 +14,9 @@ from halonet.models.registry import create_model
 from halonet.ops import matching
 from halonet.tasks.coco_evaluation import CocoEvaluator, corner_and_sides
 from halonet.tasks.task import Task
+from halonet.training.options import FIELDS as OPTIONS
 
-# As in Google's RetinaNet, the code of SASA's authors; docs/departures.md.
-FOCAL_ALPHA = 0.25
-FOCAL_GAMMA = 1.5
-HUBER_DELTA = 0.1
-BOX_WEIGHT = 50.0
-# Most objects in an image of COCO are 93, of its crowded neighbours a few more.
+# An image of COCO has at most 93 objects; other data sets have several hundred.
 _MOST_OBJECTS = 10_000
 
 _ITEMS = {
@@ -69,6 +65,18 @@ class Detection(Task):
       " evaluation ends with an error.",
       least=1,
       most=_MOST_OBJECTS,
+      changeable=True,
+    ),
+    # Defaults are Google's, the code of SASA's authors; docs/departures.md.
+    "focal_alpha": Field(
+      0.25, "Weight of objects in the focal loss.", above=0, below=1
+    ),
+    "focal_gamma": Field(1.5, "Exponent of the focal loss.", least=0, most=100),
+    "huber_delta": Field(
+      0.1, "Where the loss of boxes turns linear.", above=0, most=100
+    ),
+    "box_weight": Field(
+      50.0, "Weight of the loss of boxes.", least=0, most=10_000
     ),
   }
 
@@ -79,11 +87,13 @@ class Detection(Task):
         f"config.data.scale_jitter is {(least, most)}; the first must not be"
         " above the second"
       )
-    if self.config.data.crop_padding:
-      raise UsageError(
-        f"config.data.crop_padding is {self.config.data.crop_padding}; a"
-        " detector's crops come of config.data.scale_jitter"
-      )
+    for name in ("crop_area", "crop_fraction", "crop_padding"):
+      value = self.config.data[name]
+      if value != OPTIONS[f"data.{name}"].default:
+        raise UsageError(
+          f"config.data.{name} is {value}, which is for classifiers; leave it"
+          " out: config.data.scale_jitter decides what of an image is shown"
+        )
     policy = self.config.data.randaugment_policy
     if self.config.data.randaugment_layers and policy != "color":
       raise UsageError(
@@ -207,17 +217,20 @@ class Detection(Task):
     }
 
   def loss(self, outputs, rows):
-    """Returns the focal loss of all classes plus 50 × the Huber loss of boxes.
+    """Returns the focal loss of classes plus the weighted Huber loss of boxes.
 
-    Lin et al. 2017, with the constants of Google's code. The metrics are the
-    two, `matched`, the anchors with an object in an image, and
-    `objects_left_out`, those beyond `data.max_objects` in the batch.
+    Lin et al. 2017, as in Google's code. The metrics are the two, `matched`,
+    the anchors with an object in an image, and `objects_left_out`, those beyond
+    `data.max_objects` in the batch.
     """
     labels = rows["class_targets"]
     logits = outputs["class_logits"]
     classes = jax.nn.one_hot(labels, logits.shape[-1])
     focal = optax.sigmoid_focal_loss(
-      logits, classes, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA
+      logits,
+      classes,
+      alpha=self.config.focal_alpha,
+      gamma=self.config.focal_gamma,
     )
     counts = (labels != matching.IGNORED)[..., None]
     class_loss = (focal * counts).sum(axis=(1, 2))
@@ -225,10 +238,12 @@ class Detection(Task):
     # Padding's deltas mean nothing.
     wanted = jnp.where(matched[..., None], rows["box_targets"], 0)
     given = jnp.where(matched[..., None], outputs["box_deltas"], 0)
-    box_loss = optax.huber_loss(given, wanted, delta=HUBER_DELTA).mean(axis=-1)
+    box_loss = optax.huber_loss(
+      given, wanted, delta=self.config.huber_delta
+    ).mean(axis=-1)
     class_loss = (rows["weight"] * class_loss).sum()
     box_loss = (rows["weight"] * box_loss.sum(axis=1)).sum()
-    return class_loss + BOX_WEIGHT * box_loss, {
+    return class_loss + self.config.box_weight * box_loss, {
       "class_loss": class_loss,
       "box_loss": box_loss,
       "matched": (rows["share"] * matched.sum(axis=1)).sum(),
@@ -240,8 +255,10 @@ class Detection(Task):
     size = self.config.data.image_size
     found = self._model.detect(outputs, (size, size), batch["content"])
     kept = {k: v for k, v in batch.items() if k not in ("image", "skipped")}
+    finite = [jnp.isfinite(x).all(axis=(1, 2)) for x in outputs.values()]
     return {
       "objects": kept,
+      "finite": jnp.stack(finite).all(axis=0),
       "detections": {
         "boxes": found.boxes * batch["to_source"][:, None],
         "scores": found.scores,

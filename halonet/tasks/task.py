@@ -188,8 +188,8 @@ class Task(abc.ABC):
     return square_input(image, self.config.data)
 
   def explain(self, output: Any, top: int) -> list[str]:
-    """Words the model's output for one image, the best `top` answers, unless
-    the task `finds` them."""
+    """Words the best `top` answers for one image; not called if the task
+    `finds`."""
     raise NotImplementedError
 
   def find(

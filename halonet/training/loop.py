@@ -86,9 +86,9 @@ def train(
       "training files": f"{train_split.size}, {train_split.fingerprint:x}",
       "test files": f"{test_split.size}, {test_split.fingerprint:x}",
     }
-    workdir.check_data(data)
     task = make_task(config, make_task(config).describe(source))
     workdir.check_metadata(task.metadata)
+    workdir.check_data(data)
     say(keep_programs(workdir_path, config.compilation_cache))
     for change in changed:
       say(f"Changed since this run began: config.{change}")

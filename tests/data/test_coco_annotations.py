@@ -141,12 +141,12 @@ def test_all_that_is_wrong_is_said_at_once(root):
 @pytest.mark.parametrize(
   "text, message",
   [
-    ("{", "it is no JSON: Expecting"),
-    ("", "it is no JSON: Expecting value"),
+    ("{", "it is not JSON: Expecting"),
+    ("", "it is not JSON: Expecting value"),
     ("[]", "it has no categories, no images, no annotations; a COCO JSON"),
     ('{"images": [], "annotations": []}', "it has no categories; a COCO"),
     ('{"images": [], "categories": []}', "it has no annotations; a COCO"),
-    ("\xff".encode("latin1"), "it is no JSON: "),
+    ("\xff".encode("latin1"), "it is not JSON: "),
   ],
 )
 def test_what_is_no_coco_json(root, text, message):

@@ -232,7 +232,7 @@ def test_missing_files_are_counted_and_named(root):
   with pytest.raises(
     UsageError,
     match="config.data.train_split: 2 of the 3 images of split train are"
-    " missing, such as deep/b.png, in .*images, .*images/train and .*train; ",
+    " missing, such as deep/b.png, in .*images, .*images/train, .*train,",
   ):
     split_of(root)
 

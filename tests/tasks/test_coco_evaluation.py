@@ -1,5 +1,8 @@
 """COCO's figures against a plain computation of them."""
 
+import operator
+
+import jax
 import numpy as np
 import pytest
 
@@ -30,6 +33,7 @@ def draw(seed, images, crowds=False):
   )
   sides = objects[..., 2:] - objects[..., :2]
   return {
+    "finite": np.ones(images, bool),
     "objects": {
       "weight": (np.arange(images) != 1).astype(np.float32),
       "image_id": np.stack(
@@ -111,12 +115,7 @@ def test_figures_are_those_of_a_plain_computation(crowds):
   measured = draw(0, 8, crowds)
   evaluator = CocoEvaluator(["cat", "dog", "cow"], IDS)
   for rows in (slice(0, 3), slice(3, 8)):
-    evaluator.add(
-      {
-        part: {key: value[rows] for key, value in items.items()}
-        for part, items in measured.items()
-      }
-    )
+    evaluator.add(jax.tree.map(operator.itemgetter(rows), measured))
   figures = evaluator.figures(7)
   assert tuple(figures) == FIGURES
   expected = np.array(
@@ -156,4 +155,21 @@ def test_nothing_found_is_zero():
   measured["detections"]["labels"][:] = -1
   evaluator = CocoEvaluator(["cat", "dog", "cow"], IDS)
   evaluator.add(measured)
-  assert set(evaluator.figures(2).values()) == {0.0}
+  figures = evaluator.figures(2)
+  assert figures["box_ap"] == figures["box_ar100"] == 0
+  areas = measured["objects"]["area"][measured["objects"]["labels"] >= 0]
+  kinds = (areas < 32**2), (areas >= 32**2) & (areas < 96**2), areas >= 96**2
+  for kind, name in zip(kinds, ("small", "medium", "large"), strict=True):
+    # Row 1 of the batch does not count.
+    assert figures[f"box_ap_{name}"] == (0 if kind.any() else -1), name
+
+
+def test_outputs_that_are_not_finite_have_no_figures():
+  measured = draw(3, 4)
+  measured["finite"][1] = False  # Of a row that does not count.
+  evaluator = CocoEvaluator(["cat", "dog", "cow"], IDS)
+  evaluator.add(measured)
+  assert np.isfinite(list(evaluator.figures(3).values())).all()
+  measured["finite"][2] = False
+  evaluator.add(measured)
+  assert np.isnan(list(evaluator.figures(6).values())).all()

@@ -1,16 +1,17 @@
 """Losses of detection against loops, and what is found in the source image."""
 
+import json
 import types
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
 import halonet
 from halonet.errors import UsageError
-from halonet.tasks.detection import BOX_WEIGHT, HUBER_DELTA, Detection
+from halonet.tasks.detection import Detection
+from halonet.training import config as config_lib
 from tests.ops.test_boxes import iou_of_pair
 
 SIZE, MOST, LABELS = 64, 5, ["cat", "dog", "cow"]
@@ -24,12 +25,9 @@ MODEL = dict(
 
 
 def make(**data):
-  data = dict(image_size=SIZE, max_objects=MOST, scale_jitter=(1.0, 1.0)) | data
-  data = dict(randaugment_layers=0, randaugment_policy="autoaugment") | data
-  config = ml_collections.ConfigDict(
-    dict(model=MODEL, data=data | dict(mean=(0.5,) * 3, std=(0.5,) * 3))
-  )
-  config.data.interpolation = "bilinear"
+  data = dict(image_size=SIZE, max_objects=MOST) | data
+  settings = dict(task="detection", model=MODEL, data=data, optimizer={})
+  config = config_lib.from_json(json.dumps(settings))
   return Detection(config, {"labels": LABELS, "class_ids": [4, 9, 2]})
 
 
@@ -101,9 +99,9 @@ def plain_loss(anchors, batch, outputs):
       wanted = np.concatenate([middle, np.log(own / side)])
       error = np.abs(np.asarray(outputs["box_deltas"][row, at]) - wanted)
       box_loss += np.where(
-        error <= HUBER_DELTA,
+        error <= 0.1,
         error**2 / 2,
-        HUBER_DELTA * (error - HUBER_DELTA / 2),
+        0.1 * (error - 0.1 / 2),
       ).mean()
   return class_loss / (1 + positives), box_loss / (1 + positives), positives
 
@@ -117,9 +115,7 @@ def test_losses_are_those_of_a_loop_over_anchors():
   assert positives > 10
   np.testing.assert_allclose(metrics["class_loss"], class_loss, rtol=1e-5)
   np.testing.assert_allclose(metrics["box_loss"], box_loss, rtol=1e-5)
-  np.testing.assert_allclose(
-    loss, class_loss + BOX_WEIGHT * box_loss, rtol=1e-5
-  )
+  np.testing.assert_allclose(loss, class_loss + 50 * box_loss, rtol=1e-5)
   np.testing.assert_allclose(metrics["matched"], positives / 3, rtol=1e-6)
   assert metrics["objects_left_out"] == max(int(batch["objects"][2]) - MOST, 0)
 
@@ -198,6 +194,9 @@ def test_what_cannot_be_is_said():
     with pytest.raises(UsageError, match=f"policy is '{policy}', which moves"):
       make(randaugment_layers=1, randaugment_policy=policy).check()
   make(randaugment_layers=1, randaugment_policy="color").check()
+  for name, value in (("area", 0.5), ("fraction", 0.9), ("padding", 4)):
+    with pytest.raises(UsageError, match=f"crop_{name} is {value}, which is"):
+      make(**{f"crop_{name}": value}).check()
   with pytest.raises(UsageError, match="which is no detector"):
     make().check_model(halonet.create_model("resnet50"))
   make().check_model(make()._model)
