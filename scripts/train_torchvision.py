@@ -20,6 +20,9 @@ Before training, levels and outputs of both networks are compared on images of
 the first batch, with random weights and with the first ones; of norms without a
 counterpart, ours get such as change nothing. Figures are largest differences
 over the largest value (allowed: 1e-5).
+
+PyTorch's threads wait for one another in every operation: on a machine that has
+other work, OMP_NUM_THREADS=1 may be several times as fast.
 """
 
 import datetime
