@@ -1,16 +1,23 @@
 """Measures a model: images per second, peak memory, compile time.
 
   python scripts/bench_model.py [--model=halonet_h1] [--image_size=256]
-      [--batch_size=8] [--model.FIELD=VALUE ...] [--json=FILE]
-      [--peer=timm | --other.FIELD=VALUE ...]
+      [--batch_size=8] [--task=detection] [--model.FIELD=VALUE ...]
+      [--json=FILE] [--peer=timm|torchvision | --other.FIELD=VALUE ...]
 
 Two things are run: the forward pass of an inference, and the whole training
-step of this project, from images to updated weights. With --peer=timm also
-timm's model, whose training step is the same: loss, gradients, SGD with
-momentum; ours is then the same network, NAME_timm where there is one. On a GPU
-timm's runs as fast as timm makes it: compiled by torch.compile, channels last,
-and with AMP if the dtype is bfloat16. With --other.FIELD=VALUE also another
-form of our model, which has these fields instead, and takes turns with it.
+step of this project, from images to updated weights. A detector sees 20 random
+boxes in each image, and its forward pass ends with the detections. Two parts
+are also run alone: `matching` of anchors to boxes, and `suppression`, from the
+outputs to the detections.
+
+With --peer also that library's model, whose training step is the same: loss,
+gradients, SGD with momentum. timm has classifiers; ours is then the same
+network, NAME_timm where there is one. On a GPU timm's runs as fast as timm
+makes it: compiled by torch.compile, channels last, and with AMP if the dtype is
+bfloat16. torchvision has retinanet_resnet50, whose batch norms are trained,
+too. Ours then has its 9 anchors around a pixel; it alone has batch norms in
+pyramid and heads. With --other.FIELD=VALUE also another form of our model,
+which has these fields instead, and takes turns with it.
 
 Each contender has a process of its own, and all cores while the others wait.
 They take turns in rounds, and medians are compared. Peak memory is that of the
@@ -18,6 +25,8 @@ device where it counts, else that of the process with all its libraries.
 """
 
 import contextlib
+import functools
+import importlib
 import json
 import multiprocessing
 import os
@@ -32,17 +41,21 @@ import halonet
 from halonet import command
 from halonet.errors import RunError, UsageError
 
-STEPS = ("forward", "train")
-SETTINGS = ("model", "image_size", "batch_size", "dtype", "fields", "other")
-CLASSES = 1000
+# Steps, and what of a detector's is not the network.
+PARTS = {"forward": "suppression", "train": "matching"}
+SETTINGS = ("task", "model", "image_size", "batch_size", "dtype", "fields")
+CLASSES = {"classification": 1000, "detection": 90}
+PEERS = {"classification": "timm", "detection": "torchvision"}
+OBJECTS = 20
 
 
 def main() -> None:
   parser = benchmark.parser(__doc__)
   parser.add_argument(
-    "--step", action="append", choices=STEPS, help="(default: both)"
+    "--step", action="append", choices=PARTS, help="(default: both)"
   )
-  parser.add_argument("--peer", choices=("timm",))
+  parser.add_argument("--task", choices=CLASSES, default="classification")
+  parser.add_argument("--peer", choices=PEERS.values())
   parser.add_argument(
     "--seconds",
     type=command.positive(float),
@@ -54,7 +67,8 @@ def main() -> None:
   rest = [word for word in rest if word not in others]
   arguments.other = command.model_fields(others, "--other.")
   arguments.fields = command.model_fields(rest)
-  benchmark.create_model("--model", arguments, arguments.fields)
+  model = benchmark.create_model("--model", arguments, arguments.fields)
+  configured(arguments)[1].check_model(model)
   contenders = {"ours": run_jax}
   if arguments.other:
     fields = arguments.fields | arguments.other
@@ -62,33 +76,42 @@ def main() -> None:
     contenders["other"] = run_other
   if arguments.peer:
     check_peer(arguments)
-    contenders["timm"] = run_timm
-    if f"{arguments.model}_timm" in halonet.list_models():
+    contenders[arguments.peer] = run_torch
+    if arguments.peer == "torchvision":
+      arguments.fields["anchor_scales"] = 3
+    elif f"{arguments.model}_timm" in halonet.list_models():
       arguments.model += "_timm"
 
   print(benchmark.words(arguments), flush=True)
-  steps = arguments.step or STEPS
-  found = {step: measure(step, contenders, arguments) for step in steps}
+  detects, found = arguments.task == "detection", {}
+  for step in arguments.step or PARTS:
+    part = {PARTS[step]: functools.partial(run_jax, part=True)}
+    each = contenders | part if detects else contenders
+    found[step] = measure(step, each, arguments)
   print(table(found))
-  settings = {name: getattr(arguments, name) for name in SETTINGS}
+  settings = {name: getattr(arguments, name) for name in (*SETTINGS, "other")}
   command.write_json(arguments.json, {"settings": settings, "found": found})
 
 
 def check_peer(arguments) -> None:
-  """Raises UsageError, before any process starts, if timm has no such model."""
+  """Raises UsageError, before any process starts, if it has no such model."""
+  peer, task = arguments.peer, arguments.task
   if arguments.other:
     raise UsageError("--other and --peer: one of them at a time")
+  if peer != PEERS[task]:
+    raise UsageError(f"--peer={peer}: the peer in {task} is {PEERS[task]}")
   if set(arguments.fields) - {"attention_implementation"}:
-    raise UsageError("--peer=timm has timm's fields; leave out --model.FIELD")
+    raise UsageError(f"--peer={peer} has its fields; leave out --model.FIELD")
   try:
-    import timm
+    library = importlib.import_module(peer)
   except ImportError as error:
     raise UsageError(
-      f"--peer=timm: {error}; pip install torch torchvision timm"
+      f"--peer={peer}: {error}; pip install torch torchvision timm"
     ) from None
   name = arguments.model.removesuffix("_timm")
-  if name not in timm.list_models():
-    raise UsageError(f"--peer=timm: timm has no model {name}")
+  known = library.list_models() if peer == "timm" else ["retinanet_resnet50"]
+  if name not in known:
+    raise UsageError(f"--peer={peer}: {peer} has no model {name}")
 
 
 def measure(step, contenders, arguments) -> dict[str, dict]:
@@ -115,7 +138,8 @@ def measure(step, contenders, arguments) -> dict[str, dict]:
 
 def table(found: dict[str, dict[str, dict]]) -> str:
   # All steps have the same contenders; ours is the first of one or two.
-  against = [*next(iter(found.values())), "–"][1]
+  names = [n for n in next(iter(found.values())) if n not in PARTS.values()]
+  against = [*names, "–"][1]
   header = f"step,model,images/s,÷ {against}".split(",")
   header += ["peak memory, GiB", f"÷ {against}", "compiled in"]
   rows = []
@@ -123,12 +147,16 @@ def table(found: dict[str, dict[str, dict]]) -> str:
     peer = contenders.get(against)
     for name, own in contenders.items():
       ratios = dict.fromkeys(("images_per_second", "peak_memory_bytes"), "–")
-      if peer and own is not peer:
+      if peer and name == "ours":
         ratios = {key: f"{own[key] / peer[key]:.2f}" for key in ratios}
       speed, memory = ratios.values()
+      rate = own["images_per_second"]
+      if name == PARTS[step]:
+        share = contenders["ours"]["images_per_second"] / rate
+        name = f"{name}, {share:.2%} of ours"
       rows.append(
         (
-          *(step, name, f"{own['images_per_second']:.2f}", speed),
+          *(step, name, f"{rate:.2f}", speed),
           *(f"{own['peak_memory_bytes'] / 2**30:.2f}", memory),
           f"{own['compile_seconds']:.1f} s",
         )
@@ -204,34 +232,41 @@ def work(make, step, arguments, pipe) -> None:
 # ------------------------------------------------------------------ contenders
 
 
-def run_jax(step, arguments):
-  """Returns a call of our step, which waits for its end."""
-  import jax
-
-  from halonet.parallel import batch_sharding, make_mesh
+def configured(arguments):
+  """Returns the config of a training, and its task."""
   from halonet.tasks.task import make_task
   from halonet.training import config as config_lib
-  from halonet.training import optimizer as optimizer_lib
-  from halonet.training.memory import peak_memory
-  from halonet.training.state import make_init
-  from halonet.training.step import make_train_step
 
   chosen = {"name": arguments.model, "dtype": arguments.dtype}
   settings = {
-    "task": "classification",
+    "task": arguments.task,
     "batch_size": arguments.batch_size,
     "data": {"image_size": arguments.image_size},
     "model": chosen | arguments.fields,
     "optimizer": {},
   }
   config = config_lib.from_json(json.dumps(settings))
-  task = make_task(config, {"labels": [str(n) for n in range(CLASSES)]})
+  labels = [str(number) for number in range(CLASSES[arguments.task])]
+  return config, make_task(config, {"labels": labels})
+
+
+def run_jax(step, arguments, part=False):
+  """Returns a call of our step, or of its part, which waits for its end."""
+  import jax
+
+  from halonet.parallel import batch_sharding, make_mesh
+  from halonet.training import config as config_lib
+  from halonet.training import optimizer as optimizer_lib
+  from halonet.training.memory import peak_memory
+  from halonet.training.state import make_init
+  from halonet.training.step import make_train_step
+
+  config, task = configured(arguments)
   model = config_lib.create_model(config, task)
   mesh = make_mesh(jax.devices()[:1])
   optimizer = optimizer_lib.make_optimizer(config)
   state = make_init(model, optimizer, config, mesh)(0)
-  given = dict(zip(("image", "label"), batch(arguments), strict=True))
-  given = jax.device_put(given, batch_sharding(mesh))
+  given = jax.device_put(batch(arguments), batch_sharding(mesh))
   variables = state.variables
   train_step = make_train_step(model, task, optimizer, config, mesh)
 
@@ -241,16 +276,24 @@ def run_jax(step, arguments):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return model.apply(variables, images)
 
-  def forward():
-    apply(variables, given["image"]).block_until_ready()
-
   def train():
     nonlocal state
     state, metrics = train_step(state, given)
-    metrics["loss"].block_until_ready()
+    return metrics["loss"]
 
-  call = forward if step == "forward" else train
-  return call, jax.devices()[0].device_kind, lambda: peak_memory()[0]
+  images = given["image"]
+  detect = jax.jit(lambda v, x: task.measure(apply(v, x["image"]), x))
+  if step == "train":
+    run = functools.partial(jax.jit(task.prepare), given) if part else train
+  elif part:
+    outputs = apply(variables, images)
+    run = functools.partial(jax.jit(task.measure), outputs, given)
+  elif arguments.task == "detection":
+    run = functools.partial(detect, variables, given)
+  else:
+    run = functools.partial(apply, variables, images)
+  device = jax.devices()[0].device_kind
+  return lambda: jax.block_until_ready(run()), device, lambda: peak_memory()[0]
 
 
 def run_other(step, arguments):
@@ -259,9 +302,8 @@ def run_other(step, arguments):
   return run_jax(step, arguments)
 
 
-def run_timm(step, arguments):
-  """Returns a call of timm's model on the same device; it waits for its end."""
-  import timm
+def run_torch(step, arguments):
+  """Returns a call of the peer on the same device; it waits for its end."""
   import torch
 
   from halonet.training.memory import peak_memory
@@ -269,26 +311,40 @@ def run_timm(step, arguments):
   cuda = torch.cuda.is_available()
   device = torch.device("cuda" if cuda else "cpu")
   layout = torch.channels_last if cuda else torch.contiguous_format
-  model = timm.create_model(arguments.model.removesuffix("_timm"))
+  given = {k: torch.tensor(v).to(device) for k, v in batch(arguments).items()}
+  if arguments.task == "detection":
+    from torchvision.models.detection import retinanet_resnet50_fpn
+
+    model = retinanet_resnet50_fpn(
+      weights_backbone=None,
+      num_classes=CLASSES["detection"],
+      detections_per_img=100,  # As ours.
+      min_size=arguments.image_size,  # It would resize images.
+      max_size=arguments.image_size,
+      size_divisible=1,
+    )
+    boxes = given["boxes"][:, :OBJECTS, [1, 0, 3, 2]]
+    pairs = zip(boxes, given["labels"][:, :OBJECTS].long(), strict=True)
+    targets = [[{"boxes": one, "labels": other} for one, other in pairs]]
+  else:
+    import timm
+
+    model = timm.create_model(arguments.model.removesuffix("_timm"))
+    labels, targets = given["label"].long(), []
   model = model.to(device, memory_format=layout)
   model = model.train() if step == "train" else model.eval()
-  images, labels = batch(arguments)
-  images = torch.tensor(images).permute(0, 3, 1, 2).to(device)
-  images = images.contiguous(memory_format=layout)
-  labels = torch.tensor(labels, dtype=torch.long).to(device)
-  narrow = arguments.dtype == "bfloat16"
+  images = given["image"].permute(0, 3, 1, 2).contiguous(memory_format=layout)
   optimizer = torch.optim.SGD(
-    model.parameters(), lr=0.1, momentum=0.9, nesterov=True
+    model.parameters(), lr=1e-3, momentum=0.9, nesterov=True
   )
-  compiled = torch.compile(model) if cuda else model
+  compiled = torch.compile(model) if cuda and not targets else model
 
   def cast():
+    narrow = arguments.dtype == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=narrow)
 
   def memory():
-    if cuda:
-      return torch.cuda.max_memory_allocated()
-    return peak_memory()[0]
+    return torch.cuda.max_memory_allocated() if cuda else peak_memory()[0]
 
   def forward():
     with torch.inference_mode(), cast():
@@ -299,8 +355,11 @@ def run_timm(step, arguments):
   def train():
     optimizer.zero_grad(set_to_none=True)
     with cast():
-      logits = compiled(images)
-      loss = torch.nn.functional.cross_entropy(logits, labels)
+      outputs = compiled(images, *targets)
+      if targets:  # Then it returns its losses.
+        loss = sum(outputs.values())
+      else:
+        loss = torch.nn.functional.cross_entropy(outputs, labels)
     loss.backward()
     optimizer.step()
     loss.item()  # Waits.
@@ -310,16 +369,29 @@ def run_timm(step, arguments):
 
 
 def batch(arguments):
-  """Returns images and labels, drawn at random."""
+  """Returns a batch with all that the steps of its task take, at random."""
   import numpy as np
 
-  generator = np.random.default_rng(0)
-  size = arguments.image_size
-  images = generator.standard_normal(
-    (arguments.batch_size, size, size, 3), np.float32
-  )
-  labels = generator.integers(CLASSES, size=arguments.batch_size)
-  return images, labels.astype(np.int32)
+  generator, classes = np.random.default_rng(0), CLASSES[arguments.task]
+  count, size = arguments.batch_size, arguments.image_size
+  shape = (count, size, size, 3)
+  given = {"image": generator.standard_normal(shape, np.float32)}
+  if arguments.task == "classification":
+    labels = generator.integers(classes, size=count)
+    return given | {"label": labels.astype(np.int32)}
+  most = configured(arguments)[0].data.max_objects
+  boxes = np.zeros((count, most, 4), np.float32)
+  corners = np.sort(generator.uniform(0, size, (count, OBJECTS, 2, 2)), axis=2)
+  boxes[:, :OBJECTS] = corners.reshape(count, OBJECTS, 4)
+  labels = np.full((count, most), -1, np.int32)
+  labels[:, :OBJECTS] = generator.integers(classes, size=(count, OBJECTS))
+  return given | {
+    "boxes": boxes,
+    "labels": labels,
+    "objects": np.full(count, OBJECTS, np.int32),
+    "content": np.full((count, 2), size, np.float32),
+    "to_source": np.ones((count, 4), np.float32),
+  }
 
 
 if __name__ == "__main__":

@@ -59,6 +59,26 @@ def test_measures_two_forms_of_the_model(bench, tmp_path, capsys):
     assert len(found["rates"]) == 2 and found["images_per_second"] > 0
 
 
+def test_measures_a_detector_and_its_parts(bench, tmp_path, capsys):
+  file = tmp_path / "found it.json"
+  bench(
+    *("--task=detection", "--model=retinanet_resnet50", "--image_size=32"),
+    *("--batch_size=2", "--rounds=1", "--seconds=0.1", f"--json={file}"),
+    *("--model.depths=(1,1)", "--model.base_width=8", "--model.levels=(2,3)"),
+    *("--model.fpn_width=16", "--model.head_depth=0", "--step=train"),
+  )
+  assert "% of ours | " in capsys.readouterr().out
+  result = json.loads(file.read_text())
+  assert result["settings"]["task"] == "detection"
+  found = result["found"]["train"]
+  assert found.keys() == {"ours", "matching"}
+  assert all(each["images_per_second"] > 0 for each in found.values())
+  given = SimpleNamespace(**result["settings"])
+  for part in (False, True):  # The forward pass, and suppression.
+    call, *_ = bench.module.run_jax("forward", given, part)
+    assert call()["detections"]["boxes"].shape == (2, 100, 4)
+
+
 def test_the_other_form_has_its_fields(bench, monkeypatch):
   monkeypatch.setattr(bench.module, "run_jax", lambda _, given: given.fields)
   given = SimpleNamespace(fields={"a": 1, "b": 1}, other={"b": 2})
@@ -71,6 +91,17 @@ def test_ratios_are_those_of_the_medians(bench):
   table = bench.module.table({"forward": {"ours": own, "timm": peer}})
   assert "| forward | ours | 60.00 | 3.00 | 0.50 | 0.50 | 1.0 s |" in table
   assert "| forward | timm | 20.00 | – | 1.00 | – | 2.0 s |" in table
+
+
+def test_parts_have_shares_of_our_step(bench):
+  found = dict(peak_memory_bytes=2**30, compile_seconds=1)
+  rates = {"ours": 2, "torchvision": 4, "matching": 80}
+  table = bench.module.table(
+    {"train": {k: found | {"images_per_second": v} for k, v in rates.items()}}
+  )
+  assert "| step | model | images/s | ÷ torchvision |" in table
+  assert "| train | ours | 2.00 | 0.50 |" in table
+  assert "| train | matching, 2.50% of ours | 80.00 | – |" in table
 
 
 def fail(step, arguments):
@@ -93,6 +124,9 @@ def test_a_contender_that_fails_is_said(bench):
     ("--other.block_size=0", "--other: block_size is 0"),
     ("--other.block_size", "write --other.block_size=VALUE"),
     ("--other.name=resnet50", "name is no field to set so"),
+    ("--model=retinanet_resnet50", "which is a detector"),
+    ("--task=detection", "'halonet_h1', which is no detector"),
+    ("--peer=torchvision", "--peer=torchvision: the peer in classification is"),
     ("--wrong", "unknown argument --wrong"),
     ("--json=nowhere/x.json", "--json: there is no folder nowhere"),
   ],
