@@ -189,7 +189,7 @@ def test_a_detector_is_exported(trained, folder, tmp_path, run_main):
     prepared = predictor.task.input(image)
   std, mean = (np.array(predictor.task.config.data[x]) for x in ("std", "mean"))
   pixels = np.round((prepared * std + mean) * 255).astype(np.uint8)
-  expected = predictor.model.apply(predictor.variables, prepared[None])
+  expected = predictor._apply(predictor.variables, prepared[None])
   actual = program.call(pixels[None])
   for name, array in expected.items():
     np.testing.assert_allclose(actual[name], array, rtol=1e-3, atol=1e-4)
