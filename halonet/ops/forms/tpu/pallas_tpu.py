@@ -1,5 +1,6 @@
 """The form "pallas_tpu": fused kernels for TPUs."""
 
+import dataclasses
 import itertools
 
 import jax.numpy as jnp
@@ -75,7 +76,8 @@ def fit(
   """Finds a tiling that fits in vector memory.
 
   It keeps as many heads together as it can, then has the fewest panels, and
-  then the fewest strips.
+  then the fewest strips. Where that alone would ask for empty rows of blocks,
+  there are up to twice as many strips, without padding.
 
   Args:
     query: as for `Form.refuses`.
@@ -104,5 +106,15 @@ def fit(
       wide=memory is not None and dtype == jnp.float32,
     )
     if memory is None or vector_memory(tiling, dtype) <= memory:
-      return tiling
+      return dataclasses.replace(tiling, strips=_whole_strips(tiling))
   return None
+
+
+def _whole_strips(tiling):
+  """Returns a number of strips without empty rows of blocks, if there is one
+  and padding can be left out, which costs more than halos do."""
+  layer, few = tiling.layer, tiling.strips
+  if layer.height % layer.block_size or layer.width % layer.block_size:
+    return few
+  exact = (n for n in range(few, 2 * few + 1) if layer.rows % n == 0)
+  return next(exact, few)
