@@ -182,6 +182,11 @@ def test_large_maps_are_cut_into_parts_that_fit():
   # Float32 needs more memory, and one large block more than its share.
   *_, count = parts("TPU v3", wide, height=32, width=32, block_size=32)
   assert count < heads
+  # H7's first stage: two strips would pad 15 rows of blocks to 16.
+  rows = dict(height=150, width=150, block_size=10)
+  assert parts("TPU v5 lite", wide, **rows)[0] == 3
+  # A map that blocks do not fill is padded either way.
+  assert parts("TPU v5 lite", wide, **rows | {"height": 149})[0] == 2
 
 
 def test_a_form_is_forced_on_what_is_traced_inside():
