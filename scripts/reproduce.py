@@ -23,6 +23,7 @@ import tpu_report
 
 from halonet import command, fields
 from halonet.models import registry
+from halonet.tpu.step_cost import topology_devices
 from halonet.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -33,7 +34,11 @@ CORES = 128
 SLICES = ("v3:4x4", "v5e:4x4")
 
 # Training images. The papers give ImageNet-21k's as 14.2 million.
-IMAGES = {"imagenet2012": 1_281_167, "folder": 14_200_000}
+IMAGES = {
+  "imagenet2012": 1_281_167,
+  "folder": 14_200_000,
+  "coco/2017": 118_287,
+}
 
 # Fields of a model that do not change what the papers count. Casts to and from
 # bfloat16 would be among the operations.
@@ -89,6 +94,12 @@ class Table:
     if self.config:
       words.insert(1, f"--config={self.config}:{variant}")
     return " ".join(word for word in words if word)
+
+  def cores(self, topology: str) -> int:
+    """Counts the cores that share a training: a detector's are the slice's."""
+    if self.config.startswith("configs/detection/"):
+      return topology_devices(topology)
+    return CORES
 
   def source(self, row: Row) -> tuple[str, list[str]]:
     """Returns the arguments of `load_config` for a row that trains."""
@@ -158,12 +169,22 @@ def cases(slices: tuple[str, ...]) -> list[tpu_report.Case]:
       if table.command(row):
         source, overrides = table.source(row)
         name = network(load(table, row))
-        found.setdefault(name, (source, tuple(overrides)))
+        found.setdefault(name, (table, row, source, tuple(overrides)))
   return [
-    tpu_report.Case(name, source, topology, overrides=overrides)
+    tpu_report.Case(
+      *(name, source, topology, "train"),
+      images_a_core(table, load(table, row), topology),
+      overrides,
+    )
     for topology in slices
-    for name, (source, overrides) in found.items()
+    for name, (table, row, source, overrides) in found.items()
   ]
+
+
+def images_a_core(table: Table, config, topology: str) -> int:
+  """Returns 32, or a detector's share of the recipe's batch."""
+  cores = table.cores(topology)
+  return 32 if cores == CORES else config.batch_size // cores
 
 
 # ------------------------------------------------------------------- the page
@@ -185,7 +206,7 @@ def page(tables: list[Table]) -> str:
 def _lines(table, done):
   header = ["row", "command", "paper", "ours"]
   costs = ["parameters", "M in the paper", "GFLOPs", "in the paper"]
-  slices = [f"{name.partition(':')[0]}-{CORES}" for name in SLICES]
+  slices = [f"{each.partition(':')[0]}-{table.cores(each)}" for each in SLICES]
   if table.trains:
     header[2:2] = costs
     header += slices
@@ -214,15 +235,19 @@ def _figures(table, row, run, done):
   parameters, flops = _count(name, size, tuple(sorted(model.items())))
   epochs, _ = fields.parse_duration("steps", config.steps)
   images = epochs * IMAGES[config.data.name]
+  estimates = []
+  for topology in SLICES:
+    images_each = images_a_core(table, config, topology)
+    case = tpu_report.Case(
+      network(config), "", topology, per_core_batch=images_each
+    )
+    estimates.append(
+      _estimate(done.get(case.key), images / table.cores(topology), images_each)
+    )
   return [
     f"{parameters:,}",
     f"{flops / 1e9:.2f}",
-    *(
-      _estimate(
-        done.get(tpu_report.Case(network(config), "", topology).key), images
-      )
-      for topology in SLICES
-    ),
+    *estimates,
   ]
 
 
@@ -234,17 +259,17 @@ def _count(name, size, model):
   return cost.total.parameters, cost.total.flops
 
 
-def _estimate(line, images):
-  """Returns memory on a core, and the time of a training on `CORES` of them."""
+def _estimate(line, images, asked):
+  """Returns memory on a core, and the time it takes for its images."""
   if line is None:
     return tpu_report.MISSING
   report = line["report"]
   if report is None:
     return "not even one image fits"
   batch = report["per_core_batch"]
-  hours = images / (CORES * batch) * report["seconds"] / 3600
+  hours = images / batch * report["seconds"] / 3600
   text = f"{report['hbm_bytes'] / 2**30:.1f} GiB, {hours:.3g} h"
-  if batch != 32:
+  if batch != asked:
     text += f" ({batch} a core)"
   return text + tpu_report.note(line)
 
