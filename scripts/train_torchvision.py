@@ -218,7 +218,8 @@ def evaluate(network, task, split):
   for batch in pipeline.test_batches(split, task):
     found = detect(network, batch)
     found["boxes"] *= batch["to_source"][:, None]
-    evaluator.add({"objects": batch, "detections": found})
+    finite = np.isfinite(found["boxes"]).all(axis=(1, 2))
+    evaluator.add({"objects": batch, "detections": found, "finite": finite})
     images += int(batch["weight"].sum())
   return evaluator.figures(images) | {"images": images}
 
