@@ -14,10 +14,11 @@ from halonet.models.registry import create_model
 from halonet.ops import matching
 from halonet.tasks.coco_evaluation import CocoEvaluator, corner_and_sides
 from halonet.tasks.task import Task
-from halonet.training.options import FIELDS as OPTIONS
 
 # An image of COCO has at most 93 objects; other data sets have several hundred.
 _MOST_OBJECTS = 10_000
+# Fields for classifiers, and their defaults.
+_CROPS = {"crop_area": 0.08, "crop_fraction": 1.0, "crop_padding": 0}
 
 _ITEMS = {
   "objects/bbox": "BBoxFeature",
@@ -87,9 +88,9 @@ class Detection(Task):
         f"config.data.scale_jitter is {(least, most)}; the first must not be"
         " above the second"
       )
-    for name in ("crop_area", "crop_fraction", "crop_padding"):
+    for name, default in _CROPS.items():
       value = self.config.data[name]
-      if value != OPTIONS[f"data.{name}"].default:
+      if value != default:
         raise UsageError(
           f"config.data.{name} is {value}, which is for classifiers; leave it"
           " out: config.data.scale_jitter decides what of an image is shown"
