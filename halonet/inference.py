@@ -47,7 +47,7 @@ class Predictor:
   crop: float = 1.0
 
   def predict(
-    self, image: Image.Image, top: int, score: float
+    self, image: Image.Image, top: int, score: float = 0.0
   ) -> tuple[list[str], list[dict[str, Any]]]:
     """Returns the model's best `top` answers for an image, in words; and what
     it found in the image, as `Task.find` describes it, from `score` on."""

@@ -33,6 +33,7 @@ import reproduce  # noqa: E402
 FILES = [
   "configs/digits.py",
   *map(str, pathlib.Path("configs/imagenet").glob("*.py")),
+  *map(str, pathlib.Path("configs/detection").glob("*.py")),
 ]
 
 
@@ -106,6 +107,8 @@ def abstract_step(text):
 
 def what_the_step_sees(config):
   """Makes configs equal whose steps have the same shapes."""
+  if config.task == "detection":
+    return config_lib.to_json(config)
   seen = config_lib.load_config("configs/digits.py")
   with seen.unlocked(), seen.ignore_type():
     seen.model = config.model

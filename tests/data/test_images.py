@@ -63,7 +63,7 @@ def test_no_image_is_one_clear_error(tmp_path):
     images.read_image(tmp_path / "none.png")
   text = tmp_path / "text.png"
   text.write_text("no image")
-  with pytest.raises(UsageError, match=r"text\.png is no image"):
+  with pytest.raises(UsageError, match=r"text\.png is not an image"):
     images.read_image(text)
   whole = tmp_path / "whole.png"
   photograph(200, 200).save(whole)
