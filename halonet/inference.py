@@ -62,7 +62,9 @@ class Predictor:
       f" {', '.join(f'{number:.0f}' for number in each['box'])}"
       for each in found
     ]
-    return answers or [f"nothing found with a score of {score:g}"], found
+    return answers or [
+      f"nothing found with a score of {score:g} or more"
+    ], found
 
   @functools.cached_property
   def _apply(self):

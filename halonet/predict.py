@@ -77,8 +77,8 @@ def main() -> None:
     from halonet import inference
     from halonet.data.images import read_image
 
-  for path in arguments.images:
-    image = read_image(path)  # Before any work.
+  for path in arguments.images:  # Errors come before any work.
+    image = read_image(path)
   if arguments.model is not None:
     predictor = inference.of_published(arguments.model, arguments.weights)
   else:
@@ -87,12 +87,12 @@ def main() -> None:
     raise UsageError("--output is for detectors; there is nothing to draw")
   if arguments.attention and predictor.task.finds:
     raise UsageError("--attention draws classifiers alone")
+  if arguments.score is not None and not predictor.task.finds:
+    raise UsageError("--score is for detectors; --top limits the answers")
   if arguments.attention:
     from halonet import pictures
 
     pixel = pictures.parse_pixel(arguments.pixel, image, predictor)
-  if arguments.score is not None and not predictor.task.finds:
-    raise UsageError("--score is for detectors; --top limits the answers")
   top = arguments.top or (100 if predictor.task.finds else 5)
   score = 0.3 if arguments.score is None else arguments.score
 
@@ -112,9 +112,9 @@ def main() -> None:
     labels = predictor.task.metadata["labels"]
     box_pictures.write(predictions(), labels, arguments.output)
     command.wrote(arguments.output)
-    return
-  for _ in predictions():
-    pass
+  else:
+    for _ in predictions():
+      pass
   if arguments.attention:
     pictures.draw_attention(predictor, image, pixel, arguments.attention)
     command.wrote(arguments.attention)

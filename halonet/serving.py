@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from halonet.data.images import normalisation, padding
+from halonet.data.images import normalisation
 from halonet.inference import load_published
 from halonet.interop.pretrained import imagenet_classes
 from halonet.ops import dispatch
@@ -36,22 +36,12 @@ def of_run(workdir: str, step: int | None = None) -> Network:
   """Returns the model of a training run; errors as for `restore_model`."""
   run = restore_model(workdir, make_mesh(jax.local_devices()[:1]), step)
   data = run.config.data
-  crop = (
-    f"The central square whose side is {data.crop_fraction:g} of the shorter"
-    f" side, resized to {data.image_size} pixels"
-  )
-  if run.task.finds:
-    color = ", ".join(f"{level:g}" for level in padding(data.mean))
-    crop = (
-      f"The longer side resized to {data.image_size} pixels; the square"
-      f" completed with the colour {color} at the bottom and on the right"
-    )
   description = {
     **run.task.metadata,
     "model": run.config.model.name,
     "step": int(run.step),
     "image_size": data.image_size,
-    "crop": f"{_UPRIGHT} {crop}. Filter: {data.interpolation}.",
+    "crop": f"{_UPRIGHT} {run.task.input_words()}.",
   }
   apply = _from_pixels(
     run.model, run.variables, data.mean, data.std, data.image_dtype

@@ -27,7 +27,7 @@ from halonet import command
 from halonet.errors import RunError
 
 BOXES = 20
-CONFIG = "configs/detection/small.py"
+CONFIG = f"{pathlib.Path(__file__).parents[1]}/configs/detection/small.py"
 
 
 def main() -> None:

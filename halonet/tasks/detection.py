@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from halonet.data.images import padded_input, padded_sides
+from halonet.data.images import padded_input, padded_sides, padding
 from halonet.errors import RunError, UsageError
 from halonet.fields import Field
 from halonet.models.registry import create_model
@@ -279,6 +279,15 @@ class Detection(Task):
 
   def input(self, image):
     return padded_input(image, self.config.data)
+
+  def input_words(self):
+    data = self.config.data
+    color = ", ".join(f"{level:g}" for level in padding(data.mean))
+    return (
+      f"The longer side resized to {data.image_size} pixels,"
+      f" {data.interpolation}; the square completed with the colour {color} at"
+      " the bottom and on the right"
+    )
 
   def find(self, output, top, size):
     if not all(np.isfinite(x).all() for x in output.values()):

@@ -187,6 +187,14 @@ class Task(abc.ABC):
     """Prepares an RGB image for the model, as evaluation does."""
     return square_input(image, self.config.data)
 
+  def input_words(self) -> str:
+    """Says what `input` does to an upright image, in words for people."""
+    data = self.config.data
+    return (
+      f"The central square whose side is {data.crop_fraction:g} of the shorter"
+      f" side, resized to {data.image_size} pixels, {data.interpolation}"
+    )
+
   def explain(self, output: Any, top: int) -> list[str]:
     """Words the best `top` answers for one image; not called if the task
     `finds`."""

@@ -126,7 +126,7 @@ def read_program(text: str, model: str, modules: Iterable[str]) -> Program:
       layer = _layer_of(instruction.op_name, model, modules)
       cycles[layer] += runs * instruction.cycles
       moved[layer] += runs * _hbm_bytes(instruction, computation, computations)
-      if 'custom_call_target="tpu_custom_call"' in instruction.rest:
+      if _is_kernel(instruction):
         name = re.sub(r"/pallas_call$", "", instruction.op_name)
         name = name.rpartition("/")[2]
         kernels.append(KernelCall(name, layer, runs, instruction.signature))
@@ -208,6 +208,10 @@ def _turns(computations, loop):
 # ----------------------------------------------------------------- the bytes
 
 
+def _is_kernel(instruction):
+  return 'custom_call_target="tpu_custom_call"' in instruction.rest
+
+
 def _hbm_bytes(instruction, computation, computations):
   """Returns the bytes that an instruction reads from and writes to HBM."""
   opcode = instruction.opcode
@@ -224,8 +228,7 @@ def _hbm_bytes(instruction, computation, computations):
   if opcode == "fusion":
     body = computations.get(next(iter(instruction.called), None), {})
   # A Pallas kernel takes a map once for each part of which it reads blocks.
-  kernel = 'custom_call_target="tpu_custom_call"' in instruction.rest
-  seen = set()
+  kernel, seen = _is_kernel(instruction), set()
   for number, name in enumerate(instruction.operands):
     source = computation.get(name)
     if source is None or (kernel and name in seen):

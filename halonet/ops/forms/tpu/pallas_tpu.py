@@ -105,8 +105,12 @@ def fit(
       panels=panels,
       wide=memory is not None and dtype == jnp.float32,
     )
-    if memory is None or vector_memory(tiling, dtype) <= memory:
-      return dataclasses.replace(tiling, strips=_whole_strips(tiling))
+    if memory is None:
+      return tiling
+    if vector_memory(tiling, dtype) <= memory:
+      whole = dataclasses.replace(tiling, strips=_whole_strips(tiling))
+      # More rows of a lower strip may be computed at a time.
+      return whole if vector_memory(whole, dtype) <= memory else tiling
   return None
 
 
