@@ -174,4 +174,5 @@ def split_of(given, task):
 
 
 if __name__ == "__main__":
+  command.use_huge_pages()
   command.run(main)
