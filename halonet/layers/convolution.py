@@ -10,6 +10,7 @@ from halonet.fields import MOST_WIDTH, field
 from halonet.layers import layouts
 from halonet.layers.base import Norm, Operator, Site
 from halonet.layers.layouts import Entries, Shapes
+from halonet.ops.kernel_gradients import convolve, multiply
 
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -32,6 +33,7 @@ def conv(
     use_bias=False,
     dtype=dtype,
     kernel_init=KERNEL_INIT,
+    conv_general_dilated=convolve,
     name=name,
   )
 
@@ -76,7 +78,12 @@ def embed_patches(
 def dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
   """Makes a 1×1 convolution: over NHWC it is a product with a matrix."""
   return nn.Dense(
-    features, use_bias=False, dtype=dtype, kernel_init=KERNEL_INIT, name=name
+    features,
+    use_bias=False,
+    dtype=dtype,
+    kernel_init=KERNEL_INIT,
+    dot_general=multiply,
+    name=name,
   )
 
 

@@ -86,6 +86,22 @@ class TieredStem(ConvStem):
 
 
 @dataclasses.dataclass(frozen=True)
+class CifarStem(Stem):
+  """The stem "cifar": one 3×3 convolution that keeps all pixels.
+
+  He et al. 2016, section 4.2, for images of 32 pixels.
+  """
+
+  stride = 1
+
+  def __call__(
+    self, x: jax.Array, width: int, norm: Norm, activation: Activation
+  ) -> jax.Array:
+    x = conv(width, 3, self.stride, x.dtype, "stem")(x)
+    return activation(norm(name="stem_norm")(x))
+
+
+@dataclasses.dataclass(frozen=True)
 class PatchStem(Stem):
   """The stem "patch4": a linear projection of 4×4 patches."""
 
@@ -134,6 +150,7 @@ STEMS: dict[str, type[Stem]] = {
   "conv7": ConvStem,
   "conv3": SmallConvStem,
   "tiered": TieredStem,
+  "cifar": CifarStem,
   "patch4": PatchStem,
   "embed4": PatchEmbedding,
   "embed7": OverlappingEmbedding,

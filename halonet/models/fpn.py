@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from halonet.layers.base import Norm
 from halonet.layers.per_pixel import PerPixelAttention
+from halonet.ops.kernel_gradients import convolve
 
 # What a detector's layers do in space.
 SPATIAL = ("conv", "per_pixel")
@@ -61,6 +62,7 @@ def spatial_layer(
       padding=1,
       dtype=dtype,
       kernel_init=conv_init,
+      conv_general_dilated=convolve,
       name=name,
     )
   return PerPixelAttention(

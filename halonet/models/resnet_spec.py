@@ -58,8 +58,9 @@ class ResNetSpec(PartsSpec):
   stem: str = field(
     "conv7",
     "First layers: conv7, a 7×7 convolution; conv3; tiered, three of 3×3;"
-    " patch4, a linear projection of 4×4 patches; or SASA's attention within"
-    " them, with the values of its table 7.",
+    " cifar, a 3×3 convolution of stride 1 for images of 32 pixels; patch4, a"
+    " linear projection of 4×4 patches; or SASA's attention within them, with"
+    " the values of its table 7.",
     choices=tuple(STEMS),
   )
   block_type: str = field(

@@ -33,6 +33,7 @@ from halonet.models.parts import Feature
 from halonet.models.retinanet_spec import RetinaNetSpec
 from halonet.ops import anchors as anchor_ops
 from halonet.ops import suppression
+from halonet.ops.kernel_gradients import convolve
 from halonet.ops.suppression import Detections
 
 # Share of objects among the anchors that an untrained model sees (section 4.1).
@@ -341,6 +342,7 @@ class Output(nn.Module):
       padding=side // 2,
       dtype=dtype,
       kernel_init=OUTPUT_INIT,
+      conv_general_dilated=convolve,
       bias_init=nn.initializers.constant(self.bias),
       name="conv",
     )

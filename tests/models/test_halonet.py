@@ -97,16 +97,20 @@ def test_table_a1_enlarges_the_last_model_of_table_3(ending, layers):
   assert abs(OTHERS[f"halonet50_{ending}"] - 30e6) < 2.5e6
 
 
-@pytest.mark.parametrize("stem", ["conv7", "conv3", "tiered", "patch4"])
-@pytest.mark.parametrize("stem_pool", [True, False])
-def test_strides_follow_from_the_stem(stem, stem_pool):
-  if stem == "patch4" and not stem_pool:
-    return  # It never has a pool.
-  pool = {} if stem == "patch4" else {"stem_pool": stem_pool}
+@pytest.mark.parametrize(
+  ("stem", "fields", "first"),
+  [
+    (stem, {"stem_pool": pool}, 4)
+    for stem in ("conv7", "conv3", "tiered")
+    for pool in (True, False)
+  ]
+  + [("patch4", {}, 4), ("cifar", {}, 1)],
+)
+def test_strides_follow_from_the_stem(stem, fields, first):
   model = halonet.create_model(
     "halonet_h1",
     stem=stem,
-    **pool,
+    **fields,
     base_width=8,
     depths=(1, 1),
     heads=(2, 2),
@@ -123,7 +127,7 @@ def test_strides_follow_from_the_stem(stem, stem_pool):
       math.ceil(61 / info.stride),
       math.ceil(35 / info.stride),
     )
-  assert [info.stride for info in model.spec.feature_info] == [4, 8]
+  assert [info.stride for info in model.spec.feature_info] == [first, 2 * first]
 
 
 def test_float64_asks_for_x64():
