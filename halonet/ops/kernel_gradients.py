@@ -18,9 +18,6 @@ from jaxtyping import Array, Float
 
 from halonet.ops.forms.form import Place
 
-# Taps along a side of the largest kernel whose gradient is products.
-_MOST_TAPS = 7
-
 
 def convolve(
   x: Float[Array, "b h w c"],
@@ -36,8 +33,8 @@ def convolve(
     kernel: the kernel; a group has `group` of the map's channels.
     strides: pixels between neighbouring outputs, along rows and columns.
     padding: pixels of zeros before and after rows, and columns.
-    **options: the other arguments of `jax.lax.conv_general_dilated`, which must
-      be those of a map in NHWC without dilation.
+    **options: the other arguments of `jax.lax.conv_general_dilated`. They must
+      be those of a map in NHWC without dilation, which is not checked.
 
   Returns:
     The map, in the dtype of `x`.
@@ -49,7 +46,7 @@ def convolve(
     **options,
   )
   *taps, group, _ = kernel.shape
-  if max(taps) > _MOST_TAPS or group != x.shape[3] or not _on_cpu():
+  if group != x.shape[3] or not _on_cpu():
     return call(x, kernel)
 
   def kernel_gradient(x, gradient):
