@@ -69,11 +69,12 @@ def test_a_grid_from_its_first_trial_to_its_report(
   assert "belongs to another sweep (grid seed: 0 → 0 1)" in complaint
 
 
-def test_data_that_no_trial_finds(sweep, tmp_path):
+def test_data_that_no_trial_finds(sweep, data_dir, tmp_path):
   """Said once, not by one training after another."""
   # An impossible model is a trial's own.
   code, _, complaint = sweep(
     f"--workdir={tmp_path / 'run'}",
+    f"--config.data.data_dir={data_dir}",
     "--config.data.train_split=tarin",
     "--grid.model.halo_size=-2,1",
   )

@@ -66,7 +66,7 @@ def convolve(
         for column in range(taps[1])
       ]
       columns = jnp.concatenate(columns, axis=3)
-      return jnp.einsum("bhwc,bhwf->cf", columns, gradient)
+      return _sum_of_products("bhwc,bhwf->cf", columns, gradient)
 
     return jnp.stack([of_row(row) for row in range(taps[0])])
 
@@ -97,9 +97,15 @@ def multiply(
     return call(x, kernel)
 
   def kernel_gradient(x, gradient):
-    return jnp.einsum("...c,...f->cf", x, gradient)
+    return _sum_of_products("...c,...f->cf", x, gradient)
 
   return _differentiable(call, kernel_gradient)(x, kernel)
+
+
+def _sum_of_products(axes: str, x: Array, gradient: Array) -> Array:
+  """Adds the products of bfloat16 up in float32, on every CPU."""
+  dtype = jnp.promote_types(gradient.dtype, jnp.float32)
+  return jnp.einsum(axes, x, gradient, preferred_element_type=dtype)
 
 
 def _on_cpu() -> bool:
