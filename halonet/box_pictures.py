@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from halonet.errors import UsageError
@@ -14,6 +15,8 @@ _COLORS = (
   *("#e69f00", "#56b4e9", "#009e73", "#f0e442"),
   *("#0072b2", "#d55e00", "#cc79a7"),
 )
+# Pillow's own font has ASCII alone; this has Latin, Greek and Cyrillic letters.
+_FONT = pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 
 Found = list[dict[str, Any]]
 
@@ -61,7 +64,7 @@ def draw(
   image = image.copy()
   pen = ImageDraw.Draw(image)
   line = max(1, round(max(image.size) / 400))
-  font = ImageFont.load_default(max(10, round(max(image.size) / 50)))
+  font = ImageFont.truetype(_FONT, max(10, round(max(image.size) / 50)))
   for each in reversed(found):
     left, top, width, height = each["box"]
     color = colors[each["label"]]

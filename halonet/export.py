@@ -10,7 +10,8 @@ published or other weights. OUT becomes a folder with
   model.json       the names of the classes, and how an image is prepared.
 
 The network takes uint8 pixels and returns float32 outputs, such as logits. A
-detector's are at its `anchors`, which docs/models.md explains.
+detector's refer to anchors.npy, beside these: top, left, bottom and right of
+each anchor in pixels. docs/models.md says how.
 
   import jax.export, numpy as np
   with open("OUT/model.stablehlo", "rb") as file:
@@ -22,6 +23,8 @@ detector's are at its `anchors`, which docs/models.md explains.
 import json
 import pathlib
 import tempfile
+
+import numpy as np
 
 from halonet import command
 from halonet.errors import UsageError
@@ -62,6 +65,11 @@ def main() -> None:
   shape = f"uint8 images [n, {size}, {size}, 3]"
   print(f"Exporting for {', '.join(PLATFORMS)}: {shape}", flush=True)
   program = serving.export(network, PLATFORMS)
+  files = [
+    f"model.stablehlo ({len(program) / 1e6:.1f} MB)",
+    "model.json",
+    *(["anchors.npy"] if network.anchors is not None else []),
+  ]
   try:
     # Beside OUT, so that OUT appears as a whole or not at all.
     with tempfile.TemporaryDirectory(
@@ -72,11 +80,12 @@ def main() -> None:
       (partial / "model.stablehlo").write_bytes(program)
       text = json.dumps(network.description, indent=2) + "\n"
       (partial / "model.json").write_text(text)
+      if network.anchors is not None:
+        np.save(partial / "anchors.npy", network.anchors)
       partial.rename(out)
   except OSError as error:
     raise UsageError(f"{out} cannot be written: {error.strerror}") from None
-  size = f"{len(program) / 1e6:.1f} MB"
-  command.wrote(out, f"model.stablehlo ({size}), model.json")
+  command.wrote(out, ", ".join(files))
   print("Next: python -m halonet.export --help shows how to load it")
 
 

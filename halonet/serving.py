@@ -26,10 +26,12 @@ class Network:
   Attributes:
     apply: function from uint8 `[n, size, size, 3]` to outputs.
     description: what its user has to know, for JSON; `image_size` among it.
+    anchors: of a detector, boxes that its outputs refer to, float32 `[n, 4]`.
   """
 
   apply: Callable[[jax.Array], Any]
   description: dict[str, Any]
+  anchors: np.ndarray | None = None
 
 
 def of_run(workdir: str, step: int | None = None) -> Network:
@@ -46,7 +48,10 @@ def of_run(workdir: str, step: int | None = None) -> Network:
   apply = _from_pixels(
     run.model, run.variables, data.mean, data.std, data.image_dtype
   )
-  return Network(apply, description)
+  anchors = None
+  if hasattr(run.model, "anchors"):
+    anchors = np.asarray(run.model.anchors(data.image_size, data.image_size))
+  return Network(apply, description, anchors)
 
 
 def of_published(name: str, source: str | None = None) -> Network:

@@ -6,7 +6,7 @@ FOLDER is a data set of the kind coco_json with a split `train`, or holds JPEGs
 at any depth, which then get 20 random boxes each. The pipelines take turns, and
 images are counted, as in scripts/bench_input.py:
 
-  decode  every JPEG is decoded whole, and nothing else.
+  decode  every image is decoded whole, and nothing else.
   bare    this project's decoding of the part that is shown, at a reduced size
           where its scale allows, and the resize: the least that training needs.
   full    the training stream of detection: shuffled, decoded, scaled, cropped,
@@ -61,11 +61,15 @@ def main() -> None:
   command.add_output(parser, "--json")
   arguments = parser.parse_args()
 
-  files, size = bench_input.read_files(arguments.folder)
-  cores = len(os.sched_getaffinity(0))
-  about = f"{len(files)} JPEGs of {size / len(files) / 1e3:.0f} kB on average"
-  print(f"{about}; {cores} cores; {arguments.image_size} pixels", flush=True)
   os.environ["JAX_PLATFORMS"] = "cpu"
+  if split := json_split(arguments.folder, needs={}):
+    files = split.files.tolist()
+    size = sum(map(os.path.getsize, files))
+  else:
+    files, size = bench_input.read_files(arguments.folder)
+  cores = len(os.sched_getaffinity(0))
+  about = f"{len(files)} images of {size / len(files) / 1e3:.0f} kB on average"
+  print(f"{about}; {cores} cores; {arguments.image_size} pixels", flush=True)
   given = argparse.Namespace(**vars(arguments), files=files)
   pipelines = {
     "decode": (functools.partial(decoded_batches, given, whole=True), 1),
@@ -140,21 +144,29 @@ def train_batches(given, number):
   return pipeline.train_batches(split_of(given, task), task)
 
 
-def split_of(given, task):
-  """Returns the images many times over, so that an epoch begins rarely."""
+def json_split(folder, needs):
+  """Returns the split `train` of a COCO JSON, or None if there is none."""
+  places = folder, folder / "annotations"
+  if not any((place / "instances_train.json").exists() for place in places):
+    return None
   import ml_collections
 
   from halonet.data.coco_source import CocoJsonSource
+
+  data = dict(name="coco_json", data_dir=str(folder), train_split="train")
+  source = CocoJsonSource(ml_collections.ConfigDict(data), needs)
+  return source.split("train_split", "train")
+
+
+def split_of(given, task):
+  """Returns the images many times over, so that an epoch begins rarely."""
   from halonet.data.runtime import tf
   from halonet.data.sources import Split
 
-  if (given.folder / "instances_train.json").exists():
-    data = dict(name="coco_json", data_dir=str(given.folder))
-    data = ml_collections.ConfigDict(data | {"train_split": "train"})
-    split = CocoJsonSource(data, task.needs).split("train_split", "train")
-    files, one = split.files, split.read_one
+  files = given.files
+  if split := json_split(given.folder, task.needs):
+    one = split.read_one
   else:
-    files = given.files
     ends = np.random.default_rng(0).random((len(files), BOXES, 2, 2), "f")
     boxes = np.concatenate([ends.min(2), ends.max(2)], -1)
     names, boxes = tf.constant(files), tf.constant(boxes)

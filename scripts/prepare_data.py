@@ -75,15 +75,21 @@ def main() -> None:
       print(line, flush=True)
     if arguments.verify:
       bad |= verify(name, split)
+  problems = []
   if bad:
     places = "; ".join(list(bad)[:10]) + ("; …" if len(bad) > 10 else "")
-    raise RunError(
+    problems.append(
       f"{sum(bad.values())} images cannot be decoded: {places}. Mend them, or"
       " train with config.data.skip_corrupt=true"
     )
   if arguments.verify:
     for field, name in splits.items():
-      source.check(field, name)
+      try:
+        source.check(field, name)
+      except UsageError as error:
+        problems.append(str(error))
+  if problems:
+    raise (RunError if bad else UsageError)(". ".join(problems))
   options = [f"--config.data.name={arguments.name}"]
   if arguments.data_dir:
     options.append(f"--config.data.data_dir={arguments.data_dir}")

@@ -243,14 +243,19 @@ def read_rows() -> dict[str, dict]:
 
 
 def make_table(cases: list[Case]) -> None:
-  """Computes the cases that are missing and appends each to the file."""
+  """Computes the cases that are missing and appends each to the file.
+
+  Rows with a note, such as "earlier kernels", are computed again.
+  """
   from halonet.tpu import step_cost
   from halonet.tpu.largest import largest_batch
   from halonet.training.config import load_config
 
   step_cost.check_available()
   done = read_rows()
-  missing = [case for case in cases if case.key not in done]
+  missing = [
+    case for case in cases if case.key not in done or "note" in done[case.key]
+  ]
   print(
     f"{len(missing)} of {len(cases)} rows are missing in {ROWS}", flush=True
   )
@@ -287,15 +292,18 @@ def tables(done: dict[str, dict]) -> str:
   for row in rows():
     if row.published:
       report = done.get(row.key, {}).get("report")
+      batch = row.per_core_batch
       estimate = needs = MISSING
       if report:
+        batch = report["per_core_batch"]
         estimate = milliseconds(report)
         if "images/s" in row.published:
           seconds = report["seconds"] + report.get("waiting_seconds", 0)
           estimate = f"{report['images'] / seconds:.1f} images/s"
+        estimate += note(done[row.key])
         needs = f"{report['hbm_bytes'] / 2**30:.1f}"
       what = "training step" if row.step == "train" else "forward pass"
-      setup = f"{row.model}, {what}, {row.per_core_batch} a core"
+      setup = f"{row.model}, {what}, {batch} a core"
       times.append((setup, row.published, estimate, needs))
   columns = "set-up, TPU v3", "paper", "estimate", "HBM, GiB"
   measured = command.table(columns, times, len(columns))

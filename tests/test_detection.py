@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from halonet import evaluate, export, inference, predict, train
+from halonet.tasks import coco_evaluation
 from tests.conftest import finish, losses, run_command, run_processes
 
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -151,6 +152,19 @@ def test_detections_are_written_and_drawn(trained, folder, tmp_path, run_main):
   assert len(figures) == 13  # And the number of images.
   for name, value in figures.items():
     assert value == results[f"test_{name}"], name
+  # The standard tool, by hand, in its own order of figures.
+  coco, evaluation = coco_evaluation.load_tool()
+  truth = coco(str(folder / "instances_val.json"))
+  answers = truth.loadRes(str(workdir / "detections_60.json"))
+  by_hand = evaluation(truth, answers, "bbox")
+  by_hand.evaluate()
+  by_hand.accumulate()
+  by_hand.summarize()
+  np.testing.assert_allclose(
+    by_hand.stats[:12],
+    [figures[name] for name in coco_evaluation.FIGURES],
+    atol=1e-6,  # The JSON's boxes are not rounded to float32.
+  )
   image = folder / "images" / "val_3.png"
   target = tmp_path / "pictures"
   command = (
@@ -193,6 +207,9 @@ def test_a_detector_is_exported(trained, folder, tmp_path, run_main):
   actual = program.call(pixels[None])
   for name, array in expected.items():
     np.testing.assert_allclose(actual[name], array, rtol=1e-3, atol=1e-4)
+  anchors = np.load(out / "anchors.npy")
+  assert anchors.dtype == np.float32
+  np.testing.assert_array_equal(anchors, predictor.model.anchors(64, 64))
 
 
 def test_data_that_changed_is_refused(trained, folder, tmp_path, run_main):

@@ -135,8 +135,13 @@ def boxes(tmp_path):
 
 def test_boxes_are_counted_and_verified(prepare_data, boxes):
   words = ("coco_json", f"--data_dir={boxes}")
+  Image.new("RGB", (30, 20)).save(boxes / "images" / "spare.PNG")
   code, output, complaint = prepare_data(*words, "--verify")
   assert code == 0, complaint
+  spare = f"({boxes}/images/spare.PNG)"
+  assert f"1 images are in neither split's JSON, and left out {spare}" in (
+    complaint
+  )
   lines = output.splitlines()
   for split in ("train", "val"):
     place = lines.index(f"{split}: 2 images in 2 files; all are there")

@@ -53,9 +53,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         name="sgd",
         learning_rate=0.48,  # 0.12 for 64 images.
         warmup_steps="1 epoch",
-        momentum=0.9,  # Our choice.
+        momentum=0.9,  # Google's.
         weight_decay=1e-4,  # Google's.
       ),
+      score_threshold=0.0,  # Google's: the best pairs, however low.
       eval_every="5 epochs",
       checkpoint_every="1 epoch",
       log_every=100,

@@ -184,7 +184,7 @@ def _column(entries, part, key, is_good, what, default=_MISSING):
 
 
 def _ids(entries, part, key):
-  values = _column(entries, part, key, _is_id, "a whole number")
+  values = _column(entries, part, key, _is_id, "a whole number below 2^62")
   return np.array(values, np.int64)
 
 
@@ -235,11 +235,13 @@ def _repeated(values, what):
 
 
 def _found(items: Sequence[Any], what: str) -> list[str]:
-  """Words how many items there are, and the first three; [] without any."""
-  if not len(items):
-    return []
-  named = ", ".join(map(str, items[:3])) + (", …" if len(items) > 3 else "")
-  return [f"{len(items)} {what} ({named})"]
+  """Words how many items there are, and the first; [] without any."""
+  return [f"{len(items)} {what} ({first(items)})"] if len(items) else []
+
+
+def first(items: Sequence[Any]) -> str:
+  """Returns the first ten items as text."""
+  return ", ".join(map(str, items[:10])) + (", …" if len(items) > 10 else "")
 
 
 def _check_boxes(boxes, sizes):

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from halonet.data import coco_annotations
-from halonet.data.coco_annotations import Annotations
+from halonet.data.coco_annotations import Annotations, first
 from halonet.data.exif import TRANSPOSED, read_orientation
+from halonet.data.folder_source import SUFFIXES
 from halonet.data.orientation import upright_boxes
 from halonet.data.runtime import CORES, tf
 from halonet.data.sources import Source, Split
@@ -115,6 +116,8 @@ class CocoJsonSource(Source):
       for each, count in zip(found.classes, counts, strict=True)
     )
     objects = np.diff(found.splits)
+    if field == "test_split":
+      self._warn_of_files()
     return [
       f"{name}: {len(found.labels)} objects of {len(found.classes)} classes:"
       f" {classes}",
@@ -130,23 +133,53 @@ class CocoJsonSource(Source):
     def compare(path, size):
       # What is no image is left to the decoder's check.
       encoded = tf.io.read_file(path)
-      wrong = tf.numpy_function(_other_size, [encoded, size], tf.string)
-      return path, tf.ensure_shape(wrong, [])
+      types = tf.string, tf.bool
+      words, either = tf.numpy_function(_check_size, [encoded, size], types)
+      return path, tf.ensure_shape(words, []), tf.ensure_shape(either, [])
 
     checked = tf.data.Dataset.from_tensor_slices((files, found.sizes)).map(
       compare, num_parallel_calls=CORES
     )
-    wrong = [
-      f"{path.decode()}: {words.decode()}"
-      for path, words in checked.as_numpy_iterator()
-      if words
-    ]
+    wrong, turned = [], []
+    for path, words, either in checked.as_numpy_iterator():
+      if words:
+        wrong.append(f"{path.decode()}: {words.decode()}")
+      if either:
+        turned.append(path.decode())
+    if turned:
+      _LOGGER.warning(
+        "%s: %d images have an EXIF tag that turns them and keeps their size:"
+        " their boxes are read as those of the upright image (%s)",
+        name,
+        len(turned),
+        first(turned),
+      )
     if wrong:
       raise UsageError(
         f"config.data.{field}: {len(wrong)} images of split {name} have"
-        f" another size than in the JSON, such as {wrong[0]}; mend the JSON, or"
-        " put back its images"
+        f" another size than in the JSON, such as {first(wrong)}; mend the"
+        " JSON, or put back its images"
       )
+
+  def _warn_of_files(self):
+    """Warns of images that no split names, and of those that two do."""
+    seen, twice = set(), []
+    for name, found in self._known.items():
+      paths = self._find("test_split", name, found.files)
+      twice += sorted(seen.intersection(paths))
+      seen.update(paths)
+    unnamed = [
+      path
+      for folder in sorted({path.rpartition("/")[0] for path in seen})
+      for path in (f"{folder}/{base}" for base in sorted(_listing(folder)))
+      if path not in seen and path.lower().endswith(SUFFIXES)
+    ]
+    for paths, what in (
+      (twice, "are in both splits"),
+      (unnamed, "are in neither split's JSON, and left out"),
+    ):
+      if paths:
+        _LOGGER.warning("%d images %s (%s)", len(paths), what, first(paths))
 
   def _annotations(self, field, name) -> Annotations:
     """Returns what the split's JSON says; its classes are the training's."""
@@ -232,13 +265,13 @@ class CocoJsonSource(Source):
     if missing:
       raise UsageError(
         f"config.data.{field}: {len(missing)} of the {len(files)} images of"
-        f" split {name} are missing, such as {missing[0]}, in"
+        f" split {name} are missing, such as {first(missing)}, in"
         f" {', '.join(roots)}; put them there"
       )
     if empty and not self._skip_corrupt:
       raise UsageError(
         f"config.data.{field}: {len(empty)} images of split {name} have 0"
-        f" bytes, such as {empty[0]}; put back whole ones, or set"
+        f" bytes, such as {first(empty)}; put back whole ones, or set"
         " config.data.skip_corrupt=true to count and leave out such images"
       )
     return paths
@@ -278,10 +311,14 @@ def _header(encoded):
     return None
 
 
-def _other_size(encoded, size):
-  """Words how an image differs from its size in the JSON, if it does."""
-  words, _ = _compare(encoded, size)
-  return words.encode()
+def _check_size(encoded, size):
+  """Words how an image differs from its size in the JSON, and says whether it
+  is turned by a tag and has that size either way."""
+  words, turn = _compare(encoded, size)
+  header = _header(encoded)
+  stored, tag = header or (None, 1)
+  either = not words and turn == 1 and tag > 1 and stored == tuple(size)
+  return words.encode(), either
 
 
 def _turn(encoded, size):

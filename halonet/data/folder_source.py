@@ -14,7 +14,7 @@ from halonet.errors import UsageError
 _LOGGER = logging.getLogger(__name__)
 
 # The formats that TensorFlow decodes.
-_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp")
 
 
 class FolderSource(Source):
@@ -58,7 +58,7 @@ class FolderSource(Source):
     if not pairs:
       raise UsageError(
         f"config.data.{field}: {folder} holds no image files"
-        f" ({', '.join(_SUFFIXES)})"
+        f" ({', '.join(SUFFIXES)})"
       )
     files, numbers = zip(*pairs, strict=True)
     # What is no file is never opened: an empty one is just as corrupt.
@@ -104,7 +104,7 @@ class FolderSource(Source):
       )
     classes, others = {}, []
     for label, names in held.items():
-      images = [name for name in names if name.lower().endswith(_SUFFIXES)]
+      images = [name for name in names if name.lower().endswith(SUFFIXES)]
       classes[label] = [f"{folder}/{label}/{name}" for name in images]
       others += sorted(f"{label}/{name}" for name in set(names) - set(images))
     for label, files in classes.items():
@@ -126,7 +126,7 @@ class FolderSource(Source):
       _LOGGER.warning(
         "%s: left out, as their names do not end in %s: %d, such as %s",
         folder,
-        ", ".join(_SUFFIXES),
+        ", ".join(SUFFIXES),
         len(others),
         ", ".join(others[:3]),
       )

@@ -27,11 +27,11 @@ class CocoEvaluator(Evaluator):
 
   def __init__(self, labels: Sequence[str], class_ids: Sequence[int]):
     self._tool = load_tool()  # Before any work is lost.
+    # The tool counts in doubles, which do not hold every id of a JSON.
     self._categories = [
-      {"id": number, "name": name}
-      for number, name in zip(class_ids, labels, strict=True)
+      {"id": place, "name": name} for place, name in enumerate(labels, start=1)
     ]
-    self._ids = np.asarray(class_ids)
+    self._ids = list(class_ids)
     self._images, self._objects = [], []
     self._detections: list[dict[str, Any]] = []
     self._finite = True
@@ -50,7 +50,7 @@ class CocoEvaluator(Evaluator):
           {
             "id": len(self._objects) + 1,
             "image_id": image,
-            "category_id": self._category(objects["labels"][row, at]),
+            "category_id": int(objects["labels"][row, at]) + 1,
             "bbox": corner_and_sides(objects["boxes"][row, at]),
             "area": float(objects["area"][row, at]),
             "iscrowd": int(objects["crowd"][row, at]),
@@ -60,7 +60,7 @@ class CocoEvaluator(Evaluator):
         self._detections.append(
           {
             "image_id": image,
-            "category_id": self._category(found["labels"][row, at]),
+            "category_id": int(found["labels"][row, at]) + 1,
             "bbox": corner_and_sides(found["boxes"][row, at]),
             "score": float(found["scores"][row, at]),
           }
@@ -99,10 +99,10 @@ class CocoEvaluator(Evaluator):
 
   def records(self) -> list[dict[str, Any]]:
     """Returns detections in COCO's format for results."""
-    return self._detections
-
-  def _category(self, label):
-    return int(self._ids[label])
+    return [
+      each | {"category_id": int(self._ids[each["category_id"] - 1])}
+      for each in self._detections
+    ]
 
 
 def load_tool() -> tuple[Any, Any]:

@@ -68,6 +68,13 @@ class Detection(Task):
       most=_MOST_OBJECTS,
       changeable=True,
     ),
+    "score_threshold": Field(
+      0.05,
+      "Score that a detection of the evaluation must exceed.",
+      least=0,
+      below=1,
+      changeable=True,
+    ),
     # Defaults are Google's, the code of SASA's authors; docs/departures.md.
     "focal_alpha": Field(
       0.25, "Weight of objects in the focal loss.", above=0, below=1
@@ -254,7 +261,12 @@ class Detection(Task):
   def measure(self, outputs, batch):
     """Returns detections in pixels of the source images, beside the objects."""
     size = self.config.data.image_size
-    found = self._model.detect(outputs, (size, size), batch["content"])
+    found = self._model.detect(
+      outputs,
+      (size, size),
+      batch["content"],
+      score_threshold=self.config.score_threshold,
+    )
     kept = {k: v for k, v in batch.items() if k not in ("image", "skipped")}
     finite = [jnp.isfinite(x).all(axis=(1, 2)) for x in outputs.values()]
     return {
@@ -296,7 +308,8 @@ class Detection(Task):
         " training that diverged"
       )
     content = np.array(padded_sides(*size, self.config.data.image_size))
-    found = jax.device_get(self._detect(output, content.astype(np.float32)))
+    found = self._detect(output, content.astype(np.float32), top)
+    found = jax.device_get(found)
     boxes = found.boxes[0] * np.tile(np.array(size) / content, 2)
     return [
       {
@@ -308,14 +321,16 @@ class Detection(Task):
         boxes, found.scores[0], found.labels[0], strict=True
       )
       if label >= 0
-    ][:top]
+    ]
 
   @functools.cached_property
   def _detect(self):
     size = self.config.data.image_size
 
-    def detect(output, content):
+    def detect(output, content, top):
       output = {name: x[None] for name, x in output.items()}
-      return self._model.detect(output, (size, size), content[None])
+      return self._model.detect(
+        output, (size, size), content[None], score_threshold=0.0, most=top
+      )
 
-    return jax.jit(detect)
+    return jax.jit(detect, static_argnums=2)

@@ -132,8 +132,8 @@ def test_all_that_is_wrong_is_said_at_once(root):
   write_json(root, annotations=annotations)
   with pytest.raises(
     UsageError,
-    match=r"5 annotations of unknown images \(20, 21, 22, …\); 1 annotations"
-    r" whose box is empty \(40\)",
+    match=r"5 annotations of unknown images \(20, 21, 22, 23, 24\);"
+    r" 1 annotations whose box is empty \(40\)",
   ):
     open_source(root)
 

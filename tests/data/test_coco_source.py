@@ -232,7 +232,7 @@ def test_missing_files_are_counted_and_named(root):
   with pytest.raises(
     UsageError,
     match="config.data.train_split: 2 of the 3 images of split train are"
-    " missing, such as deep/b.png, in .*images, .*images/train, .*train,",
+    " missing, such as deep/b.png, c.jpg, in .*images, .*images/train, .*train",
   ):
     split_of(root)
 
@@ -359,3 +359,16 @@ def test_the_report_counts(root):
     "train: 1 images without objects, 1 crowds; at most 2 objects in an image:"
     " config.data.max_objects=2 keeps all",
   ]
+
+
+def test_images_worth_a_word(root, caplog):
+  # It looks the same size upright, and boxes may be of either.
+  write_image(root / "images" / "c.jpg", 16, 16, exif=exif(6))
+  source = open_source(root)
+  source.check("train_split", "train")
+  assert "1 images have an EXIF tag that turns them and keeps" in caplog.text
+  write_image(root / "images" / "spare.JPG", 16, 16)
+  source.report("test_split", "val")
+  assert "3 images are in both splits" in caplog.text
+  assert "1 images are in neither split's JSON" in caplog.text
+  assert "spare.JPG" in caplog.text

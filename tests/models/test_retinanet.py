@@ -73,7 +73,8 @@ def test_costs_are_those_of_table_2(name, millions, flops):
 
 
 @pytest.mark.parametrize(
-  "backbone", ["halonet_h0", "swin_tiny", "pvt_tiny", "pvt_v2_b0", "resnet26"]
+  "backbone",
+  ["halonet_h0", "swin_tiny", "pvt_tiny", "slide_pvt_v2_b1", "resnet26"],
 )
 def test_any_backbone_at_an_odd_size(backbone):
   model = halonet.create_model(

@@ -52,8 +52,28 @@ def draw(seed, images, crowds=False):
   }
 
 
+def recall(measured, label, overlap, most):
+  """Share of the objects found by the best detections of each image."""
+  hits, total = match(measured, label, overlap, most)
+  return sum(hit for _, hit in hits) / total if total else np.nan
+
+
 def precision(measured, label, overlap):
-  """Mean of the interpolated precision at 101 recalls, loop by loop."""
+  """Mean of the interpolated precision at 101 recalls."""
+  hits, total = match(measured, label, overlap)
+  if not total:
+    return np.nan
+  hits = np.array([hit for _, hit in sorted(hits, key=lambda x: -x[0])], bool)
+  right, seen = hits.cumsum(), np.arange(1, len(hits) + 1)
+  values = []
+  for level in np.linspace(0, 1, 101):
+    enough = right / total >= level
+    values.append((right / seen)[enough].max() if enough.any() else 0)
+  return np.mean(values)
+
+
+def match(measured, label, overlap, most=None):
+  """Returns score and success of detections, and how many objects there are."""
   hits, total = [], 0
   for row in np.flatnonzero(measured["objects"]["weight"]):
     objects, found = (
@@ -63,33 +83,25 @@ def precision(measured, label, overlap):
     own = np.flatnonzero(objects["labels"] == label)
     total += (~objects["crowd"][own]).sum()
     taken = set()
-    for at in np.flatnonzero(found["labels"] == label):
-      best, match = overlap, None
+    for at in np.flatnonzero(found["labels"] == label)[:most]:
+      best, chosen = overlap, None
       for each in own:
         if each in taken or objects["crowd"][each]:
           continue
         share = iou(found["boxes"][at], objects["boxes"][each])
         if share >= best:
-          best, match = share, each
+          best, chosen = share, each
       covered = [
         inner(found["boxes"][at], objects["boxes"][each])
         for each in own
         if objects["crowd"][each]
       ]
-      if match is not None:
-        taken.add(match)
+      if chosen is not None:
+        taken.add(chosen)
       elif max(covered, default=0) >= overlap:
         continue  # In a crowd: neither right nor wrong.
-      hits.append((found["scores"][at], match is not None))
-  if not total:
-    return np.nan
-  hits = np.array([hit for _, hit in sorted(hits, key=lambda x: -x[0])], bool)
-  right, seen = hits.cumsum(), np.arange(1, len(hits) + 1)
-  values = []
-  for recall in np.linspace(0, 1, 101):
-    enough = right / total >= recall
-    values.append((right / seen)[enough].max() if enough.any() else 0)
-  return np.mean(values)
+      hits.append((found["scores"][at], chosen is not None))
+  return hits, total
 
 
 def iou(a, b):
@@ -131,6 +143,14 @@ def test_figures_are_those_of_a_plain_computation(crowds):
     [np.nanmean(expected), by_overlap[0], by_overlap[5]],
     atol=1e-9,
   )
+  for most in (1, 10, 100):
+    recalls = [
+      [recall(measured, label, overlap, most) for overlap in OVERLAPS]
+      for label in range(CLASSES)
+    ]
+    np.testing.assert_allclose(
+      figures[f"box_ar{most}"], np.nanmean(recalls), atol=1e-9
+    )
 
 
 def test_detections_are_in_the_format_of_results():

@@ -161,8 +161,9 @@ def test_boxes_are_found_in_pixels_of_the_source_image():
   outputs["box_deltas"] = outputs["box_deltas"].at[0, at].set(0.0)
   # 90 × 120 pixels become 48 × 64.
   output = {name: np.asarray(x[0]) for name, x in outputs.items()}
-  (found,) = task.find(output, 5, (90, 120))
-  assert found["label"] == "cow"
+  found, *others = task.find(output, 200, (90, 120))
+  assert found["label"] == "cow" and len(others) == 199
+  assert max(each["score"] for each in others) < 0.001
   top, left, bottom, right = anchors[at] * 120 / 64
   np.testing.assert_allclose(
     found["box"], [left, top, right - left, bottom - top], rtol=1e-5

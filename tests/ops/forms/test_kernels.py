@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from halonet.ops.attention import blocked_local_attention
 from halonet.ops.forms.form import Place
@@ -73,6 +74,24 @@ def test_matches_the_per_pixel_loop_everywhere(kernels, case):
   ],
 )
 def test_strips_and_panels_change_nothing(case, strips, panels):
+  check_cut(case, strips, panels, wide=strips == panels == 2)
+
+
+@pytest.mark.slow
+@given(case=cases(), data=st.data())
+@settings(max_examples=50)
+def test_any_strips_and_panels_change_nothing(case, data):
+  _, height, width, *_ = case["shape"]
+  size = case["block_size"]
+  strips, panels = (
+    data.draw(st.integers(1, min(3, -(-side // size))))
+    for side in (height, width)
+  )
+  check_cut(case, strips, panels, wide=data.draw(st.booleans()))
+
+
+def check_cut(case, strips, panels, wide):
+  """Compares kernels that cut a map so with the loop."""
   _, _, options = arrays(case)
   _, height, width, heads, head_dim = case["shape"]
   halo = case["halo_size"]
@@ -90,7 +109,7 @@ def test_strips_and_panels_change_nothing(case, strips, panels):
     value_dim=case["value_dim"],
     strips=strips,
     panels=panels,
-    wide=strips == panels == 2,
+    wide=wide,
   )
 
   def attention(query, key, value, *tables):

@@ -20,8 +20,8 @@ from halonet.ops.forms.tpu.grid_steps import (
   pieces,
   query_rows,
   scratch_bytes,
-  strip,
   strip_index,
+  strip_of_queries,
   together,
   value_window,
   whole,
@@ -45,7 +45,7 @@ def backward(
   """Returns the gradients of `halonet.ops.forms.tpu.forward.forward`.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     maps: the argument of the forward pass.
     table: the same.
     sums: log-sum-exp that the forward pass returned.
@@ -67,12 +67,12 @@ def backward(
       whole(table.shape),
       *operand_specs(tiling, maps),
       own(sums.shape),
-      strip(tiling, gradient.shape, tiling.value_lanes),
+      strip_of_queries(tiling, gradient.shape, tiling.value_lanes),
     ],
     out_specs=[
       # Strips overlap: the kernel itself copies the rows that are done.
       pl.BlockSpec(memory_space=pl.ANY),
-      *(strip(tiling, x.shape, tiling.key_lanes) for x in maps[1:]),
+      *(strip_of_queries(tiling, x.shape, tiling.key_lanes) for x in maps[1:]),
       own(tables),
     ],
     out_shape=[
@@ -266,11 +266,11 @@ def _copy(tiling, step, rows, dmap_ref, semaphore, act, first, count):
   """Starts or awaits copies of rows to memory.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     step: indices of the image, the group and the strip.
     rows: scratch, of which the first row is `halo_rows` above the strip.
     dmap_ref: gradient of the map, in memory.
-    semaphore: of all copies.
+    semaphore: one for all copies.
     act: "start" or "wait".
     first: first row of `rows`.
     count: number of rows.
@@ -310,9 +310,9 @@ def _overlapped(tiling, dkey, dvalue):
   """
   start, span = tiling.value_start, tiling.key_span
   shared = dkey[:, start:] + dvalue[:, : span - start] if span > start else None
-  pieces = [dkey[:, :start], shared, dvalue[:, span - start :]]
-  pieces = [x for x in pieces if x is not None and x.shape[1]]
-  return jnp.concatenate(pieces, axis=1)
+  columns = [dkey[:, :start], shared, dvalue[:, span - start :]]
+  columns = [x for x in columns if x is not None and x.shape[1]]
+  return jnp.concatenate(columns, axis=1)
 
 
 def _sum_of_products(x, y, indices):

@@ -19,8 +19,8 @@ from halonet.ops.forms.tpu.grid_steps import (
   own,
   query_rows,
   scratch_bytes,
-  strip,
   strip_index,
+  strip_of_queries,
   value_window,
   whole,
 )
@@ -42,7 +42,7 @@ def forward(
   """Computes the attention on maps of whole blocks.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     maps: `[batch, strips · rows, columns · block_size, …]`, with the channels
       of all keys, values and queries; or, if `tiling.joined` is not set, with
       those of keys and values, and then another map of the queries, `[batch,
@@ -76,7 +76,7 @@ def forward(
       *operand_specs(tiling, maps),
     ],
     out_specs=[
-      strip(tiling, output, tiling.value_lanes),
+      strip_of_queries(tiling, output, tiling.value_lanes),
       own(sums),
     ],
     out_shape=[

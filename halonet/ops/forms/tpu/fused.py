@@ -37,7 +37,7 @@ def fused_attention(
     key: the same shape.
     value: `[batch, height, width, heads, value_dim]`.
     tables: embeddings of relative offsets.
-    tiling: of the layer.
+    tiling: the layer's tiling.
     split: `Place.split`.
     vmem_limit: bytes of vector memory that a kernel may use.
     interpret: whether to run the kernels without a TPU, slowly.

@@ -23,7 +23,9 @@ def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
   return pl.BlockSpec(shape, lambda n, group, strip: (0,) * len(shape))
 
 
-def strip(tiling: Tiling, shape: tuple[int, ...], lanes: int) -> pl.BlockSpec:
+def strip_of_queries(
+  tiling: Tiling, shape: tuple[int, ...], lanes: int
+) -> pl.BlockSpec:
   """Specifies a map of queries: a grid step sees a strip of its group's."""
   return pl.BlockSpec(
     (1, shape[1] // tiling.strips, shape[2], lanes),
@@ -75,7 +77,9 @@ def operand_specs(
   tiling: Tiling, maps: tuple[jax.Array, ...]
 ) -> list[pl.BlockSpec]:
   """Specifies `operands`."""
-  queries = [strip(tiling, x.shape, tiling.key_lanes) for x in maps[1:]]
+  queries = [
+    strip_of_queries(tiling, x.shape, tiling.key_lanes) for x in maps[1:]
+  ]
   return seen(tiling) + queries
 
 
@@ -136,7 +140,7 @@ def for_blocks(tiling: Tiling, body: Callable[..., None], keys: int) -> None:
   """Calls `body(places, band)` for all blocks, several of them at a time.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     body: gets the rows and columns of some blocks, and a band. It computes
       these blocks without a loop, so that the compiler overlaps their work.
     keys: most keys that all tiles of one call have together; more than that

@@ -129,7 +129,7 @@ def _matrices(tiling, kernel, bias, repeated=False):
   """Makes the matrices from channels to logits, of each pixel and of the bias.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     kernel: `[window, window, head_dim, shifts]`.
     bias: `[heads, head_dim, shifts]`.
     repeated: whether the logits of a head are there twice, all but the last,

@@ -38,7 +38,7 @@ def forward(
   """Computes the attention.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     query: `[batch, height, width, channels]`, or `[height, width, batch,
       channels]` where the tiling has several images at once.
     key: the same shape.
@@ -124,7 +124,7 @@ def backward(
   """Returns the gradients of `forward`.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     query: the argument of the forward pass, as the two that follow.
     key: as above.
     value: as above.

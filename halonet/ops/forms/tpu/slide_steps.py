@@ -96,7 +96,7 @@ def products(
   """Returns Σ_p (x y(p)) W_p + x b, float32 `[pixels, logits]`.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     x: float32 `[pixels, 128]`, from `read`.
     bordered: y, from `stage`.
     matrices: W and, as the last one, b: `[shifts + 1, 128, logits]`.

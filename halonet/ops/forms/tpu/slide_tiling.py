@@ -136,7 +136,7 @@ def fit(
   Args:
     shape: `[batch, height, width, heads, head_dim]` of a device's share.
     window_size: side of the window.
-    dtype: of the map.
+    dtype: dtype of the map.
     memory: bytes of vector memory; None if there is no limit.
 
   Returns:

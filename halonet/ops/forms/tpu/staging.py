@@ -45,11 +45,11 @@ def stage_windows(tiling: Tiling, refs, strip, buffer, windows) -> None:
   """Copies keys and values to the windows of their columns.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     refs: operands as `grid_steps.seen` specifies them.
     strip: index of the strip.
     buffer: scratch for a row of blocks.
-    windows: where to.
+    windows: buffer to write to.
   """
   size, halo = tiling.layer.block_size, tiling.layer.halo_size
   border = halo - tiling.halo_cols
@@ -125,12 +125,12 @@ def add_windows(tiling: Tiling, strip, windows, buffer, rows, emit) -> None:
   that follows adds anything.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     strip: index of the strip.
     windows: gradients.
     buffer: scratch for a row of blocks.
-    rows: where to, `[rows + halo_rows, columns, ≥ context_lanes]`; the first is
-      `halo_rows` above the strip.
+    rows: buffer to write to, `[rows + halo_rows, columns, ≥ context_lanes]`;
+      its first row is `halo_rows` above the strip.
     emit: called with the first of `rows` that are done, and their number.
   """
   size, halo = tiling.layer.block_size, tiling.layer.halo_size
@@ -164,9 +164,9 @@ def stage_queries(tiling: Tiling, read, queries, shift: int = 0) -> None:
   """Copies a map of queries to dense queries, the empty ones zero.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     read: returns a row of the strip, `[columns, lanes]`, by its index.
-    queries: where to.
+    queries: buffer to write to.
     shift: first lane there.
   """
   side, band_rows = tiling.layer.side, tiling.band_rows
@@ -230,7 +230,7 @@ def merged_heads(tiling: Tiling, tiles: list[jax.Array], dim: int) -> jax.Array:
   """Merges all tiles of a group's heads: the adjoint of `masked_heads`.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     tiles: one `[tile_heads · dim, tile_lanes]` per tile: channels of the
       tile's heads in sublanes. Where channel and query belong to different
       heads, values are arbitrary.

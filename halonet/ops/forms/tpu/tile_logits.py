@@ -26,12 +26,12 @@ def position_logits(
   """Returns relative logits and masks of a block's keys, per row and column.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     table_logits: `[2 · offsets_padded, tile_lanes]`, the products of the
       queries with all rows of the two relative tables.
-    lanes: of the band, `[8, tile_lanes]`, from `Tiling.lane_table`.
-    row: of the block.
-    col: of the block.
+    lanes: the band's part of `Tiling.lane_table`, `[8, tile_lanes]`.
+    row: the block's row.
+    col: the block's column.
 
   Returns:
     Terms `[≥ window, tile_lanes]` for the rows and `[window_padded,
@@ -66,7 +66,7 @@ def add_positions(
   """Returns logits `[keys, tile_lanes]`, given products of queries with keys.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     products: `[keys + 2 · offsets_padded, tile_lanes]`: the relative tables'
       rows come after the keys.
     lanes: as for `position_logits`.
@@ -91,7 +91,7 @@ def table_gradients(
   """Applies the adjoint of `position_logits`.
 
   Args:
-    tiling: of the layer.
+    tiling: the layer's tiling.
     rows: gradients of the terms of the rows, `[window, tile_lanes]`.
     cols: gradients of the terms of the columns, `[window_padded, tile_lanes]`.
     lanes: as for `position_logits`.
@@ -115,8 +115,8 @@ def product_gradients(
   """Returns gradients of the products that `add_positions` took.
 
   Args:
-    tiling: of the layer.
-    weights: of the softmax, `[keys, tile_lanes]`.
+    tiling: the layer's tiling.
+    weights: weights of the softmax, `[keys, tile_lanes]`.
     dweights: their gradients.
     lanes: as for `position_logits`.
 

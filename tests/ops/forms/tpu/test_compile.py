@@ -75,6 +75,12 @@ SHAPE = 2, 19, 16, 64  # A device's share.
     (HALO, (1, 256, 256, 64), dict(block_size=8, halo_size=3)),
     (
       HALO,
+      (1, 256, 256, 128),
+      dict(heads=8, block_size=8, halo_size=3, stride=2),
+    ),
+    (HALO, (1, 128, 128, 128), dict(heads=8, block_size=8, halo_size=3)),
+    (
+      HALO,
       (1, 64, 64, 512),
       dict(heads=8, block_size=8, halo_size=3, stride=2),
     ),
