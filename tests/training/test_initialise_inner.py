@@ -135,6 +135,17 @@ def test_a_backbone_begins_with_the_weights_and_the_rest_is_new():
   check(result, given, own)
 
 
+def test_a_retinanet_begins_with_the_weights_of_its_backbone():
+  fields = dict(depths=(1, 1, 1, 1), base_width=8)
+  source = create_model("resnet50", num_classes=3, **fields)
+  target = create_model(
+    "retinanet_resnet50", num_classes=2, fpn_width=8, head_depth=1, **fields
+  )
+  given, own, result, notes = transfer_inner(source, target)
+  assert notes[0].startswith("They are those of backbone; new: box_head, ")
+  check(result, given, own)
+
+
 @pytest.mark.parametrize(
   "fields, message",
   [
