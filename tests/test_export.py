@@ -87,6 +87,7 @@ def test_timms_weights(run_main, tmp_path):
 class Nothing:
   """A network to be written, of no content."""
 
+  anchors = None
   description = {"image_size": 1}  # noqa: RUF012
 
 
