@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from halonet.ops.attention import blocked_local_attention
@@ -79,10 +79,11 @@ def test_strips_and_panels_change_nothing(case, strips, panels):
 
 @pytest.mark.slow
 @given(case=cases(), data=st.data())
-@settings(max_examples=50)
+@settings(max_examples=20)
 def test_any_strips_and_panels_change_nothing(case, data):
   _, height, width, *_ = case["shape"]
   size = case["block_size"]
+  assume(size % case["stride"] == 0)  # Others get blocks that do, before.
   strips, panels = (
     data.draw(st.integers(1, min(3, -(-side // size))))
     for side in (height, width)
