@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from halonet import evaluate, export, inference, predict, train
+from halonet import (
+  box_pictures,
+  evaluate,
+  export,
+  inference,
+  predict,
+  train,
+)
 from halonet.tasks import coco_evaluation
 from tests.conftest import finish, losses, run_command, run_processes
 
@@ -188,6 +195,17 @@ def test_detections_are_written_and_drawn(trained, folder, tmp_path, run_main):
     predict.main, f"--workdir={workdir}", "--attention=a.png", str(image)
   )
   assert code == 2 and "draws classifiers alone" in error
+
+
+def test_letters_beyond_ascii_are_drawn():
+  found = {"score": 0.5, "box": [5, 30, 40, 20]}
+  pictures = [
+    box_pictures.draw(
+      Image.new("RGB", (90, 60)), [found | {"label": label}], {label: "#e69f00"}
+    ).tobytes()
+    for label in ("ü", "é", "Я")
+  ]
+  assert len(set(pictures)) == 3
 
 
 def test_a_detector_is_exported(trained, folder, tmp_path, run_main):

@@ -177,3 +177,4 @@ def test_what_is_wrong_with_boxes_is_one_line(prepare_data, boxes):
   code, output, complaint = prepare_data(*words, "--verify")
   assert code == 1 and "train: 2 of 2 decoded, 1 corrupt" in output
   assert "error: 1 images cannot be decoded" in complaint
+  assert "1 images of split val have another size" in complaint

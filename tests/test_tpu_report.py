@@ -175,6 +175,10 @@ def test_the_table_goes_on_where_it_was(
   assert h0.count("14.0 GiB, 280 to 308 ms (**28** a core)") == 5
   assert h0.count("(an older one)") == 1
   assert h1.count("not yet computed") == 1
+  code, printed, _ = run_main(script.main, "--table")
+  assert "2 of 10 rows are missing" in printed  # The older one, too.
+  code, _, _ = run_main(script.main, "--table", "--write")
+  assert "older" not in script.PAGE.read_text()
 
 
 def test_every_row_has_a_config_of_its_own(script):

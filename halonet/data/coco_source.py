@@ -312,32 +312,33 @@ def _header(encoded):
 
 
 def _check_size(encoded, size):
-  """Words how an image differs from its size in the JSON, and says whether it
-  is turned by a tag and has that size either way."""
-  words, turn = _compare(encoded, size)
-  header = _header(encoded)
-  stored, tag = header or (None, 1)
-  either = not words and turn == 1 and tag > 1 and stored == tuple(size)
+  """Words how the size differs, and says if a turn does not change it."""
+  words, _, either = _compare(encoded, size)
   return words.encode(), either
 
 
 def _turn(encoded, size):
   """Returns the orientation by which the JSON's boxes are to be turned."""
-  words, turn = _compare(encoded, size)
+  words, turn, _ = _compare(encoded, size)
   if words:
     raise ValueError(f"it has another size than in the JSON: {words}")
   return np.int32(turn)
 
 
 def _compare(encoded, size):
-  """Words how the size differs, and returns how boxes are to be turned."""
+  """Compares an image with its size in the JSON.
+
+  Returns:
+    Words if they differ; the orientation by which boxes are to be turned; and
+    whether a tag turns the image, which has that size before and after.
+  """
   header = _header(encoded)
   if header is None:
-    return "", 1
+    return "", 1, False
   (height, width), turn = header
   upright = (width, height) if TRANSPOSED[turn] else (height, width)
   if tuple(size) == upright:
-    return "", 1
+    return "", 1, turn > 1 and upright == (height, width)
   if tuple(size) == (height, width):
-    return "", turn
-  return f"{width}×{height}, in the JSON {size[1]}×{size[0]}", 1
+    return "", turn, False
+  return f"{width}×{height}, in the JSON {size[1]}×{size[0]}", 1, False

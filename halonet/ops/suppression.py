@@ -99,7 +99,8 @@ def detect(
     score_threshold: score that a candidate must exceed.
     candidates: most candidates of each level.
     overlap: largest IoU of two detections of a class.
-    most: most detections of an image, k.
+    most: most detections of an image; k is smaller if there are fewer
+      candidates.
   """
   if sum(level_sizes) != len(anchors):
     raise ValueError(
@@ -121,6 +122,7 @@ def detect(
   # The order is that of the logits: float32 has few scores near 1.
   scores = jax.nn.sigmoid(logits)
   order = jnp.where(scores > score_threshold, logits, -jnp.inf)
+  most = min(most, order.shape[1])  # Each costs a step.
   kept, there = suppress(boxes, order, labels, overlap, most)
   return Detections(
     jnp.where(

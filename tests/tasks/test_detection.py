@@ -182,6 +182,19 @@ def test_boxes_are_found_in_pixels_of_the_source_image():
   )
 
 
+def test_a_detection_of_the_evaluation_exceeds_the_threshold():
+  task = make()
+  task.config.score_threshold = 0.6
+  outputs = draw_outputs(task)
+  batch = draw_batch() | {
+    "content": jnp.full((4, 2), float(SIZE)),
+    "to_source": jnp.ones((4, 4)),
+  }
+  found = task.measure(outputs, batch)["detections"]
+  scores = np.asarray(found["scores"])[np.asarray(found["labels"]) >= 0]
+  assert len(scores) and scores.min() > 0.6
+
+
 def test_what_cannot_be_is_said():
   with pytest.raises(UsageError, match="the first must not be above"):
     make(scale_jitter=(2.0, 1.0)).check()
