@@ -118,9 +118,11 @@ class Stem:
 
   Attributes:
     stride: input pixels per pixel of the stem's output.
+    stage_stride: stride with which the first stage of a ResNet begins.
   """
 
   stride: int = 4
+  stage_stride: int = 1
 
   def check(self, width: int) -> None:
     """Raises ValueError unless the stem can put out `width` channels."""

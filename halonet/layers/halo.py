@@ -18,6 +18,7 @@ from halonet.layers.base import (
   Attention,
   Norm,
   Site,
+  average_pool,
   check_map,
 )
 from halonet.layers.projections import (
@@ -39,6 +40,7 @@ BLOCKED_IMPLEMENTATIONS = tuple(
   name for name in dispatch.IMPLEMENTATIONS if name != "direct"
 )
 POSITIONS = ("relative", "absolute", "none")
+DOWNSAMPLINGS = ("attention", "pool")
 
 
 class HaloAttention(nn.Module):
@@ -59,7 +61,10 @@ class HaloAttention(nn.Module):
       are tables.
     value_features: width of the output; the input's width if None. `heads`
       must divide it.
-    stride: keeps the queries at every `stride`-th row and column.
+    stride: pixels between neighbouring outputs.
+    downsampling: "attention", in which only the queries at every `stride`-th
+      row and column are used (section 3); or "pool", an average pool after the
+      attention, as in SASA.
     position: "relative", a row and a column table, each of half the width of a
       head and shared by all heads; "absolute", sinusoids of a pixel's row and
       column, added to the input, and so to queries, keys and values; or "none".
@@ -78,6 +83,7 @@ class HaloAttention(nn.Module):
   qk_features: int | None = None
   value_features: int | None = None
   stride: int = 1
+  downsampling: str = "attention"
   position: str = "relative"
   mask_padding: bool = True
   mask_window: bool = False
@@ -98,16 +104,23 @@ class HaloAttention(nn.Module):
     check_count("block_size", self.block_size)
     check_count("halo_size", self.halo_size, least=0)
     check_count("stride", self.stride)
+    if self.downsampling not in DOWNSAMPLINGS:
+      raise ValueError(
+        f"downsampling is {self.downsampling!r}; it must be one of"
+        f" {DOWNSAMPLINGS}"
+      )
+    pool = self.stride if self.downsampling == "pool" else 1
+    stride = self.stride // pool
     query, key, value, tables = positioned(
       self,
       x,
       offsets=num_offsets(self.block_size, self.halo_size),
-      strided=self.stride > 1,
+      strided=stride > 1,
     )
     options = dict(
       block_size=self.block_size,
       halo_size=self.halo_size,
-      stride=self.stride,
+      stride=stride,
       mask_padding=self.mask_padding,
       mask_window=self.mask_window,
     )
@@ -115,7 +128,7 @@ class HaloAttention(nn.Module):
     output = blocked_local_attention(
       query, key, value, *tables, implementation=self.implementation, **options
     )
-    return merge_heads(output)
+    return average_pool(merge_heads(output), pool)
 
 
 def positioned(
@@ -277,6 +290,12 @@ class Halo(Valued, Blocked):
     "Lets a query see only keys at most halo_size pixels away, as in HaloNet's"
     " comparison with SASA (figure 5).",
   )
+  downsampling: str = field(
+    "attention",
+    "How a block halves its map: attention, in which every other query is left"
+    " out; or pool, an average pool after it, as in SASA.",
+    choices=DOWNSAMPLINGS,
+  )
 
   def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     return HaloAttention(
@@ -285,6 +304,7 @@ class Halo(Valued, Blocked):
       position=self.position,
       mask_padding=self.mask_padding,
       mask_window=self.mask_window,
+      downsampling=self.downsampling,
       implementation=self.implementation,
       **self.shared(block, dtype),
     )

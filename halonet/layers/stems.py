@@ -33,6 +33,10 @@ class ConvStem(Stem):
   def stride(self) -> int:
     return 4 if self.stem_pool else 2
 
+  @property
+  def stage_stride(self) -> int:
+    return 4 // self.stride
+
   def convs(self, width: int) -> tuple[tuple[int, int, int, str], ...]:
     """Returns features, size, stride and name of each convolution."""
     return ((width, self.size, 2, "stem"),)
@@ -87,12 +91,16 @@ class TieredStem(ConvStem):
 
 @dataclasses.dataclass(frozen=True)
 class CifarStem(Stem):
-  """The stem "cifar": one 3×3 convolution that keeps all pixels.
+  """The stem "cifar": one 3×3 convolution, after which the first stage begins.
 
-  He et al. 2016, section 4.2, for images of 32 pixels.
+  It keeps all pixels in He et al. 2016, section 4.2, for images of 32 pixels.
   """
 
-  stride = 1
+  stem_stride: int = field(1, "Stride of the stem cifar.", choices=(1, 2))
+
+  @property
+  def stride(self) -> int:
+    return self.stem_stride
 
   def __call__(
     self, x: jax.Array, width: int, norm: Norm, activation: Activation

@@ -58,7 +58,7 @@ class ResNetSpec(PartsSpec):
   stem: str = field(
     "conv7",
     "First layers: conv7, a 7×7 convolution; conv3; tiered, three of 3×3;"
-    " cifar, a 3×3 convolution of stride 1 for images of 32 pixels; patch4, a"
+    " cifar, a 3×3 convolution for images of 32 pixels; patch4, a"
     " linear projection of 4×4 patches; or SASA's attention within them, with"
     " the values of its table 7.",
     choices=tuple(STEMS),
@@ -118,8 +118,7 @@ class ResNetSpec(PartsSpec):
       blocks = []
       for place in self.places(stage):
         first = place["index"] == 0
-        # The first stage has no stride of its own after a stem of four.
-        strided = first and (stage > 0 or self.stem_part.stride == 2)
+        strided = first and (stage > 0 or self.stem_part.stage_stride == 2)
         width, features = self.bottleneck.widths(
           stage, self.base_width, channels, self.rb
         )

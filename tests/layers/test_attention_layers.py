@@ -157,6 +157,20 @@ def test_projections_start_like_one_matrix():
   np.testing.assert_allclose(deviation, 256**-0.5, rtol=0.03)
 
 
+def test_halos_may_end_in_a_pool():
+  layer = HaloAttention(2, 4, 1, stride=2, downsampling="pool")
+  x = jax.random.normal(jax.random.key(0), (2, 5, 6, 8))
+  variables = layer.init(jax.random.key(1), x)
+  whole = HaloAttention(2, 4, 1).apply(variables, x)
+  expected = [
+    [whole[:, i : i + 2, j : j + 2].mean((1, 2)) for j in (0, 2, 4)]
+    for i in (0, 2, 4)
+  ]
+  np.testing.assert_allclose(
+    layer.apply(variables, x), np.transpose(expected, (2, 0, 1, 3)), atol=1e-6
+  )
+
+
 def test_weights_and_geometry_are_stored_on_demand():
   layer = HaloAttention(heads=2, block_size=4, halo_size=1, stride=2)
   x = jnp.ones((1, 5, 6, 8))
@@ -296,6 +310,7 @@ def test_sinusoids_tell_all_pixels_apart():
   "layer, words",
   [
     (HaloAttention(2, 4, 1, position="polar"), "position is 'polar'"),
+    (HaloAttention(2, 4, 1, downsampling="max"), "downsampling is 'max'"),
     (PerPixelAttention(2, 0), "window_size is 0; it must be a whole"),
     (PerPixelAttention(2, 3, position="polar"), "position is 'polar'"),
     (

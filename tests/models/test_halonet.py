@@ -104,7 +104,7 @@ def test_table_a1_enlarges_the_last_model_of_table_3(ending, layers):
     for stem in ("conv7", "conv3", "tiered")
     for pool in (True, False)
   ]
-  + [("patch4", {}, 4), ("cifar", {}, 1)],
+  + [("patch4", {}, 4), ("cifar", {}, 1), ("cifar", {"stem_stride": 2}, 2)],
 )
 def test_strides_follow_from_the_stem(stem, fields, first):
   model = halonet.create_model(
@@ -312,7 +312,12 @@ def test_lists_are_taken_for_tuples():
 
 
 @pytest.mark.parametrize(
-  "change", [dict(mask_padding=False), dict(mask_window=True)]
+  "change",
+  [
+    dict(mask_padding=False),
+    dict(mask_window=True),
+    dict(downsampling="pool"),
+  ],
 )
 def test_attention_options_reach_the_attention(narrow, change):
   model, variables = narrow

@@ -15,8 +15,9 @@ from jax import lax
 from halonet.ops.forms import folded
 from halonet.ops.forms.form import Form
 
-# Images whose tiles stay in a CPU's caches together.
-CHUNK = 2
+# Logits that a few images have together: 4 MiB of float32 stay in the caches.
+# With fewer, starting the operations takes longer than what they do.
+LOGITS = 2**20
 
 
 class Chunked(Form):
@@ -38,7 +39,7 @@ def _attention(layer, query, key, value, *tables):
   def attend(chunk):
     return folded.folded_attention(*chunk, tables, layer)
 
-  return _joined(lax.map(attend, _chunks(query, key, value)))
+  return _joined(lax.map(attend, _chunks(layer, query, key, value)))
 
 
 def _forward(layer, *inputs):
@@ -55,7 +56,7 @@ def _backward(layer, inputs, gradient):
     return (sums[0] + rows, sums[1] + cols), gradients
 
   zeros = jnp.zeros_like(row_table), jnp.zeros_like(col_table)
-  sums, gradients = lax.scan(step, zeros, _chunks(*maps, gradient))
+  sums, gradients = lax.scan(step, zeros, _chunks(layer, *maps, gradient))
   return *map(_joined, gradients), *sums
 
 
@@ -106,9 +107,11 @@ def _with_transposed(x, y):
   return jnp.einsum("...mk,...nk->...mn", x, y, preferred_element_type=wide)
 
 
-def _chunks(*maps):
-  batch = maps[0].shape[0]
-  size = CHUNK if batch % CHUNK == 0 else 1
+def _chunks(layer, *maps):
+  """Splits batches into parts of at most `LOGITS`, or of two images."""
+  batch, height, width, heads, _ = maps[0].shape
+  most = max(2, LOGITS // (height * width * heads * layer.window**2))
+  size = max(n for n in range(1, min(batch, most) + 1) if batch % n == 0)
   return [x.reshape(-1, size, *x.shape[1:]) for x in maps]
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from halonet.ops.attention import blocked_local_attention
+from halonet.ops.forms import chunked
 from halonet.parallel import batch_sharding, make_mesh, replicated
 from tests.ops import reference
 from tests.ops.test_attention import (
@@ -39,6 +40,12 @@ BLOCKED = ["xla", "xla_chunked", "xla_packed", "pallas_tpu", "pallas_gpu"]
 @settings(max_examples=3)
 def test_matches_the_per_pixel_loop(form, case):
   check(case, form)
+
+
+@pytest.mark.parametrize("batch, images", [(4, 2), (9, 3)])
+def test_a_batch_may_be_computed_in_parts(monkeypatch, batch, images):
+  monkeypatch.setattr(chunked, "LOGITS", images * 5 * 4 * 2 * 6**2)
+  check(case((batch, 5, 4, 2, 4), 4, 1), "xla_chunked")
 
 
 @pytest.mark.parametrize("form", BLOCKED)
