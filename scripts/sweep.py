@@ -111,8 +111,13 @@ def _run(arguments, sweep):
   if finished:
     print("This grid is finished.")
   else:
-    axes = [f"{x} {{{', '.join(texts)}}}" for x, texts in sweep.grid.items()]
-    todo = f"{total - ledger.count(*OVER)} of {total} trials of {sweep.base}"
+    axes = [
+      f"{field} {{{', '.join(texts)}}}"
+      for field, texts in sweep.grid.items()
+      if field != "base"
+    ]
+    todo = f"{total - ledger.count(*OVER)} of {total} trials of"
+    todo += f" {', '.join(sweep.configs())}"
     print(f"Training {todo}: {' × '.join(axes)}", flush=True)
     check_data(sweep)
     ledger = worker.run()

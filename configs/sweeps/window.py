@@ -31,7 +31,8 @@ On the digits: test accuracy 0.6844, 0.6800 and 0.7044, as 150 steps are few for
 this model. The other is not yet run.
 
 A sweep's file holds
-  base    the config that is trained, as --config of scripts/train.sh takes it
+  base    the config that is trained, as --config of scripts/train.sh takes it,
+          or a tuple of several
   set     fields of it that have another value in all trials
   grid    fields of it, each with the values that are combined
   seeds   values of its field seed: repetitions, for mean and spread

@@ -30,12 +30,12 @@ def print_grid(sweep: Sweep, topologies: Sequence[str] = ()) -> None:
     step_cost.check_available()
   for topology in topologies:
     step_cost.topology_devices(topology)
-  decided = _decided_fields(sweep.config())
+  decided = _decided_fields(next(iter(sweep.configs().values())))
   seeds = sweep.grid["seed"]
   points = [p for p in sweep.points() if p.values["seed"] == seeds[0]]
   _say(
     f"{len(points)} settings × {len(seeds)} seed{'s' * (len(seeds) > 1)} of"
-    f" {sweep.base}"
+    f" {', '.join(sweep.configs())}"
     + "".join(f", {field} {value}" for field, value in decided.items())
     + (" (the data set is not here: sizes are assumed)" if not decided else "")
   )

@@ -1,6 +1,7 @@
-"""Figures of a grid: the best figure against the window, and against costs."""
+"""Figures of a grid: the best figure by window, setting, step, and cost."""
 
 import io
+import statistics
 from collections.abc import Sequence
 
 import matplotlib
@@ -13,9 +14,11 @@ from halonet.sweep.table import (
   best_figure,
   flops_unit,
   memory_title,
+  shown,
 )
 
 WINDOW, COSTS = "window.png", "costs.png"
+SETTINGS, TRAINING = "settings.png", "training.png"
 # At 800 pixels across, as on a web page, text is as large as the text around.
 _STYLE = {
   "figure.dpi": 200,
@@ -35,8 +38,13 @@ def draw(found: Sequence[GridSetting]) -> dict[str, bytes]:
   found = [setting for setting in found if setting.done]
   pictures = {}
   with plt.rc_context(_STYLE):
-    if any(setting.mean("window") is not None for setting in found):
+    if len({setting.mean("window") for setting in found} - {None}) > 1:
       pictures[WINDOW] = _png(_window(found))
+    elif len(found) > 1:
+      pictures[SETTINGS] = _png(_settings(found))
+    curves = [record.curve for setting in found for record in setting.done]
+    if len(found) <= 10 and curves and all(curve[1:] for curve in curves):
+      pictures[TRAINING] = _png(_training(found))
     if found:
       pictures[COSTS] = _png(_costs(found))
   return pictures
@@ -47,15 +55,21 @@ def curves(found: Sequence[GridSetting]) -> dict[str, list[GridSetting]]:
   along = _along(found)
   gathered: dict[str, list[GridSetting]] = {}
   for setting in found:
-    words = [
-      f"{field.rpartition('.')[2].removesuffix('_size')} {text}"
-      for field, text in setting.values.items()
-      if field != along
-    ]
-    gathered.setdefault(", ".join(words), []).append(setting)
+    gathered.setdefault(_words(setting, along), []).append(setting)
   for members in gathered.values():
     members.sort(key=lambda setting: setting.mean("window") or 0)
   return gathered
+
+
+def _words(setting, without=None):
+  """Returns a setting as words, such as "block 4, halo 1"."""
+  words = []
+  for field, text in setting.values.items():
+    name = field.rpartition(".")[2].removesuffix("_size")
+    if field != without:
+      value = shown(field, text)
+      words.append(value if field == "base" else f"{name} {value}")
+  return ", ".join(words)
 
 
 def _along(found):
@@ -108,6 +122,56 @@ def _window(found):
     + (f"mean and spread of {seeds} seeds" if seeds > 1 else "one seed"),
     fontsize=11,
   )
+  return figure
+
+
+def _settings(found):
+  """Draws a line for each setting, with its seeds, mean and spread."""
+  figure, axes = plt.subplots(
+    figsize=(8, 1.2 + 0.4 * len(found)), layout="constrained"
+  )
+  best = best_figure(found)
+  for row, setting in enumerate(found):
+    values = [record.figure(best) for record in setting.done]
+    axes.plot(values, [row] * len(values), "o", color="C0", alpha=0.4)
+    axes.errorbar(
+      setting.mean(best),
+      row,
+      xerr=setting.spread(best),
+      marker="|",
+      markersize=14,
+      color="C1",
+      capsize=4,
+    )
+  axes.set_yticks(range(len(found)), [_words(each) for each in found])
+  axes.set_ylim(len(found) - 0.5, -0.5)
+  axes.set_xlabel(f"test {best}: seeds, their mean and standard deviation")
+  return figure
+
+
+def _training(found):
+  """Draws the figure against the step: the seeds' mean, lowest and highest."""
+  figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+  for setting in found:
+    values = {}
+    for record in setting.done:
+      for step, value in record.curve:
+        values.setdefault(step, []).append(value)
+    steps = sorted(x for x in values if len(values[x]) == len(setting.done))
+    means = [statistics.fmean(values[step]) for step in steps]
+    (line,) = axes.plot(steps, means, label=_words(setting))
+    axes.fill_between(
+      steps,
+      [min(values[step]) for step in steps],
+      [max(values[step]) for step in steps],
+      color=line.get_color(),
+      alpha=0.2,
+      linewidth=0,
+    )
+  axes.set_xlabel("step")
+  axes.set_ylabel(f"test {best_figure(found)}")
+  if found[1:]:
+    axes.legend(loc="best")
   return figure
 
 
@@ -180,7 +244,8 @@ def _plot(axes, found, name, unit=1, line="none"):
 def _short(setting):
   """Returns a setting as a few letters, such as "b4 h1"."""
   return " ".join(
-    f"{field.rpartition('.')[2][0]}{text}"
+    ("" if field == "base" else field.rpartition(".")[2][0])
+    + shown(field, text)
     for field, text in list(setting.values.items())[:3]
   )
 

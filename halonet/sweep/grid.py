@@ -1,4 +1,4 @@
-"""What a sweep trains: a base config, and fields with several values.
+"""What a sweep trains: base configs, and fields with several values.
 
 All values are texts here, as they stand on the command line after
 `--config.FIELD=`, because a trial's training gets them there.
@@ -50,7 +50,8 @@ class Sweep:
   Attributes:
     base: Config file, as `--config` of the training takes it.
     changes: Fields of it that have another value in all trials.
-    grid: Fields with the values that are combined, the seeds as the last.
+    grid: Fields with the values that are combined, the seeds as the last. If
+      several config files are compared, they are the values of "base".
   """
 
   base: str
@@ -76,17 +77,28 @@ class Sweep:
   def overrides(self, point: GridPoint | None = None) -> list[str]:
     """Returns the `field=value` of a trial, or those that all trials share."""
     values = self.changes | (point.values if point else {})
-    return [f"{field}={text}" for field, text in values.items()]
+    return [f"{f}={text}" for f, text in values.items() if f != "base"]
 
-  def config(self, point: GridPoint | None = None) -> ml_collections.ConfigDict:
+  def base_of(self, point: GridPoint) -> str:
+    """Returns the config file of a trial."""
+    return point.values.get("base", self.base)
+
+  def config(self, point: GridPoint) -> ml_collections.ConfigDict:
     """Builds the config of a trial; UsageError if it is impossible."""
-    return config_lib.load_config(self.base, self.overrides(point))
+    return config_lib.load_config(self.base_of(point), self.overrides(point))
+
+  def configs(self) -> dict[str, ml_collections.ConfigDict]:
+    """Builds every config file's config, without values of the grid."""
+    return {
+      base: config_lib.load_config(base, self.overrides())
+      for base in self.grid.get("base", (self.base,))
+    }
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what makes it this sweep and no other, for `differences`."""
     return {
       "grid": {field: list(texts) for field, texts in self.grid.items()},
-      "config": config_lib.to_json(self.config()),
+      "configs": list(map(config_lib.to_json, self.configs().values())),
     }
 
 
@@ -111,12 +123,15 @@ def read_sweep(
   for field in file:
     if field not in _FIELDS:
       raise UsageError(f"{source}: {unknown('field', field, _FIELDS)}")
-  if not isinstance(file.get("base"), str):
+  bases = file.get("base")
+  bases = (bases,) if isinstance(bases, str) else bases
+  if not bases or not all(isinstance(base, str) for base in bases):
     raise UsageError(
-      f"{source}: base is {file.get('base')!r}; it must be a config file, such"
-      " as configs/digits.py"
+      f"{source}: base is {bases!r}; it must be a config file, such as"
+      " configs/digits.py, or several in a tuple"
     )
-  given = dict(file.get("grid", {})) | (grid or {})
+  given = {"base": bases} if len(bases) > 1 else {}
+  given |= dict(file.get("grid", {})) | (grid or {})
   if "seed" in given:
     raise UsageError("the grid holds seed; its values are those of seeds")
   given["seed"] = file.get("seeds", (0,)) if seeds is None else seeds
@@ -131,11 +146,13 @@ def read_sweep(
         f" have but this one, write {option}={fixed[field]}"
       )
     values[field] = _values(option, texts)
-  sweep = Sweep(file["base"], fixed, values)
-  known = config_lib.field_names(sweep.config())
-  for field in values:
-    if field not in known:  # Else every trial would be refused for it.
-      raise UsageError(f"--grid.{field}: {unknown('field', field, known)}")
+  sweep = Sweep(values.get("base", bases)[0], fixed, values)
+  for config in sweep.configs().values():
+    known = config_lib.field_names(config)
+    for field in values:
+      # Else every trial would be refused for it.
+      if field != "base" and field not in known:
+        raise UsageError(f"--grid.{field}: {unknown('field', field, known)}")
   return sweep
 
 
@@ -159,10 +176,10 @@ def check_data(sweep: Sweep) -> None:
     return
   from halonet.data import sources  # TensorFlow takes seconds to load.
 
-  config = sweep.config()
-  source = sources.open_source(config.data, make_task(config).needs)
-  for field in ("train_split", "test_split"):
-    source.split(field, config.data[field])
+  for config in sweep.configs().values():
+    source = sources.open_source(config.data, make_task(config).needs)
+    for field in ("train_split", "test_split"):
+      source.split(field, config.data[field])
 
 
 def differences(
@@ -182,16 +199,18 @@ def differences(
     if grids[0].get(f) != grids[1].get(f)
   ]
   both = grids[0].keys() & grids[1].keys()
-  try:
-    configs = [config_lib.from_json(each["config"]) for each in (old, new)]
-  except ValueError as error:
-    raise UsageError(f"the sweep's config cannot be read: {error}") from None
-  other, changed = (
-    # The base's own value of a field of the grid is never trained.
-    [text for text in texts if text.partition(":")[0] not in both]
-    for texts in config_lib.differences(*configs)
-  )
-  return refused + other, changed
+  other, changed = {}, {}
+  # Sweeps of before there were several config files have `config`.
+  texts = (each.get("configs") or [each["config"]] for each in (old, new))
+  for pair in zip(*texts, strict=False):  # Of one number, if none is refused.
+    try:
+      found = config_lib.differences(*map(config_lib.from_json, pair))
+    except ValueError as error:
+      raise UsageError(f"the sweep's config cannot be read: {error}") from None
+    for kept, words in zip((other, changed), found, strict=True):
+      # The base's own value of a field of the grid is never trained.
+      kept |= {x: None for x in words if x.partition(":")[0] not in both}
+  return refused + list(other), list(changed)
 
 
 def _text(value):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 # An infeasible trial was refused before it trained: there is no such model, or
@@ -32,6 +33,7 @@ class TrialRecord:
       without local attention.
     device: Number × kind.
     folder: Workdir of the training.
+    curve: Pairs of a step and the best figure that it was evaluated to have.
   """
 
   values: dict[str, str]
@@ -48,13 +50,16 @@ class TrialRecord:
   window: int | None = None
   device: str | None = None
   folder: str | None = None
+  curve: list[list[float]] = dataclasses.field(default_factory=list)
 
   def figure(self, name: str) -> Any:
     """Returns a figure of the evaluation, or an attribute, by its name."""
     return self.figures.get(name, getattr(self, name, None))
 
-  def with_results(self, results: dict[str, Any]) -> "TrialRecord":
-    """Adds what a finished training wrote to its results.json."""
+  def with_results(
+    self, results: dict[str, Any], metrics: Iterable[dict[str, float]]
+  ) -> "TrialRecord":
+    """Adds what a finished training wrote to results.json and metrics.jsonl."""
     figures = {
       name.removeprefix("test_"): value
       for name, value in results.items()
@@ -64,6 +69,8 @@ class TrialRecord:
     known = _BEFORE_TASKS | {
       name: results[name] for name in _FROM_RESULTS if results.get(name)
     }
+    name = f"test_{known['best']}"
+    known["curve"] = [[x["step"], x[name]] for x in metrics if name in x]
     value = figures.get(known["best"])
     if value is None or math.isnan(value):
       reason = f"its test {known['best']} is {value}"

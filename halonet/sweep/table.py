@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -59,6 +60,14 @@ def settings(trials: Iterable[TrialRecord]) -> list[GridSetting]:
   return [GridSetting(dict(key), found) for key, found in gathered.items()]
 
 
+def shown(field: str, text: str) -> str:
+  """Returns a value of the grid for the eye: a config file as a word."""
+  if field != "base":
+    return text
+  path, _, argument = text.partition(":")
+  return argument or pathlib.PurePath(path).stem
+
+
 def best_figure(found: Iterable[GridSetting]) -> str:
   """Returns the figure by which the task selects; "" if nothing is done."""
   return next((record.best for s in found for record in s.done), "")
@@ -108,7 +117,8 @@ def cells(
   ]
   lines = []
   for setting in found:
-    line = [(_sortable(text), text) for text in setting.values.values()]
+    words = [shown(*value) for value in setting.values.items()]
+    line = [(_sortable(word), word) for word in words]
     for _, name, form, unit in figures:
       mean, spread = setting.mean(name), setting.spread(name)
       text = "" if mean is None else form.format(mean / unit)
@@ -138,7 +148,8 @@ def to_csv(trials: Sequence[TrialRecord]) -> str:
   names[names.index("figures") : names.index("figures") + 1] = dict.fromkeys(
     name for record in trials for name in record.figures
   )
-  names.remove("values")
+  for name in ("values", "curve"):
+    names.remove(name)
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow([*fields, *names])

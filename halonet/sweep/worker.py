@@ -143,7 +143,7 @@ class Worker:
     except UsageError as error:
       return dataclasses.replace(record, status=INFEASIBLE, reason=str(error))
     record = dataclasses.replace(record, window=window(config))
-    arguments = [f"--config={self.sweep.base}", f"--workdir={folder}"]
+    arguments = [f"--config={self.sweep.base_of(point)}", f"--workdir={folder}"]
     arguments += [f"--config.{word}" for word in self.sweep.overrides(point)]
     started = time.monotonic()
     status, reason = launcher.run(
@@ -155,10 +155,12 @@ class Worker:
       )
     if status == DONE:
       try:
-        results = json.loads((epath.Path(folder) / "results.json").read_text())
-        return record.with_results(results)
+        written = epath.Path(folder)
+        results = json.loads((written / "results.json").read_text())
+        lines = (written / "metrics.jsonl").read_text().splitlines()
+        return record.with_results(results, map(json.loads, lines))
       except (OSError, ValueError) as error:
-        status, reason = FAILED, f"no results.json: {error}"
+        status, reason = FAILED, f"its results cannot be read: {error}"
     return dataclasses.replace(record, status=status, reason=reason)
 
   def _show(self, line, started):

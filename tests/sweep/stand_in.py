@@ -60,6 +60,9 @@ def main():
       peak_memory_bytes=2**20,
       peak_memory_of="device",
     )
+    lines = ({"step": n, "test_accuracy": n / STEPS} for n in (10, STEPS))
+    lines = "".join(json.dumps(line) + "\n" for line in lines)
+    (workdir / "metrics.jsonl").write_text(lines + '{"step": 20, "loss": 1}\n')
     (workdir / "results.json").write_text(json.dumps(results))
 
 

@@ -61,6 +61,30 @@ def test_the_command_line_replaces_and_adds():
   assert words.grid["optimizer.name"] == ("sgd", "adamw")
 
 
+def test_config_files_may_be_compared(tmp_path):
+  bases = "configs/digits.py", "configs/digits.py:sasa"
+  source = write(
+    tmp_path, f"dict(base={bases}, set={{'steps': 90}}, seeds=(0, 1))"
+  )
+  sweep = read_sweep(source)
+  points = sweep.points()
+  found = [(sweep.base_of(point), point.values["seed"]) for point in points]
+  assert found == [(base, seed) for base in bases for seed in "01"]
+  names = [sweep.config(point).model.name for point in points]
+  assert names == ["halonet_h1"] * 2 + ["sasa_resnet26"] * 2
+  assert all("/" not in point.name for point in points)
+  with pytest.raises(UsageError, match="no field model.block_size"):
+    read_sweep(source, grid={"model.block_size": "2,4"})
+  # The command line compares config files, too.
+  other = read_sweep(WINDOW, grid={"base": "configs/digits.py"})
+  assert other.points()[0].values["base"] == "configs/digits.py"
+  longer = read_sweep(source, {"steps": "95"}).to_dict()
+  assert differences(sweep.to_dict(), longer) == (["steps: 90 → 95"], [])
+  fewer = read_sweep(source, grid={"base": bases[0]}).to_dict()
+  refused, _ = differences(sweep.to_dict(), fewer)
+  assert refused == [f"grid base: {' '.join(bases)} → {bases[0]}"]
+
+
 def test_fields_of_one_name_stay_apart(tmp_path):
   source = write(
     tmp_path,
@@ -76,6 +100,7 @@ def test_fields_of_one_name_stay_apart(tmp_path):
   [
     ("dict(bases=1)", "there is no field bases; did you mean base"),
     ("dict(grid={})", "base is None; it must be a config file"),
+    ("dict(base=('x', 3))", "base is ('x', 3); it must be a config file"),
     (
       "dict(base='x', grid={'steps': 3})",
       "--grid.steps is 3; it must be a tup",
@@ -112,3 +137,6 @@ def test_differences():
   refused, changed = differences(old.to_dict(), new.to_dict())
   assert refused == ["grid seed: 0 → 0 1", "steps: 150 → 90"]
   assert changed == ["log_every: 25 → 3"]
+  before = old.to_dict()  # Of the version that knew one config file.
+  before["config"] = before.pop("configs")[0]
+  assert differences(before, old.to_dict()) == ([], [])

@@ -211,6 +211,33 @@ def test_a_grid_without_attention(tmp_path):
   assert "accuracy" not in (tmp_path / report.PAGE).read_text()
 
 
+def test_settings_of_one_window_are_lines_of_a_figure(tmp_path):
+  rows = [
+    TrialRecord(
+      {"base": base, "model.rb": "4.0", "seed": str(seed)},
+      "done",
+      figures={"accuracy": 0.5 + seed / 10},
+      best="accuracy",
+      flops=10**9,
+      images_per_second=5.0,
+      window=6,
+      curve=[[10, 0.2], [20, 0.5 + seed / 10]],
+    )
+    for base in ("configs/digits.py", "configs/digits.py:sasa")
+    for seed in range(3)
+  ]
+  names = report.write(rows, str(tmp_path))
+  assert {figures.SETTINGS, figures.TRAINING} <= set(names)
+  assert figures.WINDOW not in names
+  for name in (figures.SETTINGS, figures.TRAINING):
+    with Image.open(tmp_path / name) as image:
+      assert len(image.getcolors(2**24)) > 100
+  text = (tmp_path / report.TABLE).read_text()
+  assert "| digits | 4.0 | 6 | 0.6000 ± 0.1000 |" in text
+  assert "| sasa | 4.0 |" in text
+  assert "curve" not in (tmp_path / report.CSV).read_text()
+
+
 def test_a_grid_of_which_nothing_is_done(trials, tmp_path):
   names = report.write(trials[-2:], str(tmp_path))
   assert names == [report.CSV, report.TABLE, report.PAGE]
