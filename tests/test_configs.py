@@ -32,6 +32,7 @@ import reproduce  # noqa: E402
 
 FILES = [
   "configs/digits.py",
+  "configs/cifar10.py",
   *map(str, pathlib.Path("configs/imagenet").glob("*.py")),
   *map(str, pathlib.Path("configs/detection").glob("*.py")),
 ]
@@ -62,12 +63,18 @@ ROWS = {
     table.source(row) for row in table.rows if table.command(row)
   )
 }
-POINTS = {
-  (sweep.base, tuple(sweep.overrides(point)))
+SWEEPS = {
+  f"{table.config}:{row.arguments}"
   for table in TABLES
   for row in table.rows
   if "scripts/sweep.py" in table.script
-  for sweep in [read_sweep(f"{table.config}:{row.arguments}")]
+} | {
+  f"configs/sweeps/cifar10.py:{variant}"
+  for variant in module_of("configs/sweeps/cifar10.py").VARIANTS
+}
+POINTS = {
+  (sweep.base_of(point), tuple(sweep.overrides(point)))
+  for sweep in map(read_sweep, SWEEPS)
   for point in (sweep.points()[0], sweep.points()[-1])
 }
 COMMANDS = [

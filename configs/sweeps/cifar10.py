@@ -1,0 +1,75 @@
+r"""The papers' questions in small: on CIFAR-10, with the HaloNet for it.
+
+  python scripts/sweep.py --config=configs/sweeps/cifar10.py:window \
+    --workdir=runs/cifar10_window
+
+TFDS downloads the images. For those of a folder add --config.data.name=folder
+--config.data.data_dir=DIR. Each trial trains for four epochs, with three seeds,
+but networks for nine. The arguments:
+
+  networks      HaloNet, SASA, ResNet and Slide, with as many parameters
+  window        blocks of 2, 4 and 8 with halos of 0 to 3 (HaloNet, figure 7)
+  mask          with a window around each pixel, and without (figure 5)
+  position      relative, absolute, or none (SASA, table 5)
+  downsampling  HaloNet's own, or a pool as in SASA
+  early         convolutions in no, the first, and the first two stages, as in
+                table 4
+  components, components_resnet
+                label smoothing, squeeze-and-excitation and SiLU, each with and
+                without (table 3)
+  randaugment   RandAugment for both networks (table 3)
+
+Accuracies: not yet measured.
+"""
+
+from typing import Any
+
+_CIFAR10 = "configs/cifar10.py"
+_RESNET = "configs/cifar10.py:resnet"
+_SHORT = {
+  "steps": "4 epochs",
+  "eval_every": "4 epochs",
+  "checkpoint_every": "1 epochs",
+}
+_COMPONENTS = {
+  "label_smoothing": (0.0, 0.1),
+  "model.channel_attention": ("none", "se_all"),
+  "model.activation": ("relu", "silu"),
+}
+_SWEEPS = {
+  "networks": dict(
+    base=(_CIFAR10, f"{_CIFAR10}:sasa", _RESNET, f"{_CIFAR10}:slide"),
+  ),
+  "window": dict(
+    grid={"model.block_size": (2, 4, 8), "model.halo_size": (0, 1, 2, 3)}
+  ),
+  "mask": dict(
+    grid={"model.mask_window": (False, True), "model.halo_size": (1, 2, 3)}
+  ),
+  "position": dict(grid={"model.position": ("relative", "absolute", "none")}),
+  "downsampling": dict(grid={"model.downsampling": ("attention", "pool")}),
+  "early": dict(
+    grid={
+      "model.operators": (
+        ("halo",),
+        ("conv", "halo"),
+        ("conv", "conv", "halo"),
+      )
+    }
+  ),
+  "components": dict(grid=_COMPONENTS),
+  "components_resnet": dict(base=_RESNET, grid=_COMPONENTS),
+  "randaugment": dict(
+    base=(_CIFAR10, _RESNET), grid={"data.randaugment_layers": (0, 2)}
+  ),
+}
+VARIANTS = tuple(_SWEEPS)
+
+
+def get_config(variant: str = "window") -> dict[str, Any]:
+  if variant not in _SWEEPS:
+    raise ValueError(f"{variant!r} is none of {', '.join(VARIANTS)}")
+  common = dict(base=_CIFAR10, set=_SHORT, grid={}, seeds=(0, 1, 2))
+  if variant == "networks":
+    common["set"] = {}
+  return common | _SWEEPS[variant]
