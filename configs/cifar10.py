@@ -2,8 +2,8 @@ r"""HaloNet, and the networks beside it, on the photographs of CIFAR-10.
 
   scripts/train.sh --config=configs/cifar10.py --workdir=runs/cifar10
 
-trains a HaloNet of 331,402 parameters on 50,000 images of 32×32 pixels, which
-TFDS downloads (163 MB), for nine epochs. Test accuracy, of 10,000 images: not
+trains a HaloNet of 331,402 parameters for nine epochs, on 50,000 images of
+32×32 pixels. TFDS downloads them (163 MB). Test accuracy, of 10,000 images: not
 yet measured.
 
   scripts/train.sh --config=configs/cifar10.py:folder \
@@ -12,8 +12,8 @@ yet measured.
 reads the same from DIR/train/CLASS/ and DIR/test/CLASS/. Other arguments, each
 also as folder_NAME:
 
-  long    a HaloNet of twice the width, with RandAugment, for 100 epochs: a
-          night on a CPU or minutes on a GPU; not yet run
+  long    a HaloNet of twice the width, with RandAugment, for 100 epochs; not
+          yet run
   sasa, resnet, slide
           another network with maps of the same sizes, as many layers and,
           within 1.2 %, as many parameters: 331,018, 332,578 and 327,526

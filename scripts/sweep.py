@@ -117,7 +117,7 @@ def _run(arguments, sweep):
       if field != "base"
     ]
     todo = f"{total - ledger.count(*OVER)} of {total} trials of"
-    todo += f" {', '.join(sweep.configs())}"
+    todo += f" {', '.join(sweep.bases)}"
     print(f"Training {todo}: {' × '.join(axes)}", flush=True)
     check_data(sweep)
     ledger = worker.run()

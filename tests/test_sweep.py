@@ -15,6 +15,7 @@ import pytest
 
 from halonet.sweep import records
 from halonet.sweep.grid import read_sweep
+from halonet.training.config import flatten
 from tests.conftest import small_overrides
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -88,7 +89,7 @@ def test_dry_run(sweep, tmp_path):
   code, output, complaint = sweep("--dry_run", "--grid.model.halo_size=1,-2")
   assert code == 0, complaint
   head, _, *lines, end = output.splitlines()
-  assert head == "4 settings × 1 seed of configs/digits.py, num_classes 10"
+  assert head == "4 settings × 1 seed of configs/digits.py (num_classes 10)"
   assert lines[0].split()[:4] == ["2", "1", "4", "85,018"]  # As it trains.
   assert "IMPOSSIBLE: config.model.halo_size is -2" in lines[1]
   assert end == "2 of 4 settings will not run as they are"
@@ -173,10 +174,9 @@ def test_the_configs(path, variant):
   sweep = read_sweep(f"{path}:{variant}")
   assert len({point.name for point in sweep.points()}) > 1
   for point in sweep.points():
-    config = sweep.config(point)
+    config = flatten(sweep.config(point)) | {"base": sweep.base_of(point)}
     for field, value in point.setting.items():
-      part, _, name = field.partition(".")
-      assert str(config[part][name]) == value
+      assert str(config[field]) == value
 
 
 @pytest.mark.slow

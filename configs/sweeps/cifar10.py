@@ -1,11 +1,11 @@
-r"""The papers' questions in small: on CIFAR-10, with the HaloNet for it.
+r"""The papers' questions in small, on CIFAR-10.
 
   python scripts/sweep.py --config=configs/sweeps/cifar10.py:window \
     --workdir=runs/cifar10_window
 
 TFDS downloads the images. For those of a folder add --config.data.name=folder
---config.data.data_dir=DIR. Each trial trains for four epochs, with three seeds,
-but networks for nine. The arguments:
+--config.data.data_dir=DIR. Each trial trains for four epochs, those of networks
+for nine; all have three seeds. The arguments:
 
   networks      HaloNet, SASA, ResNet and Slide, with as many parameters
   window        blocks of 2, 4 and 8 with halos of 0 to 3 (HaloNet, figure 7)

@@ -312,7 +312,7 @@ def _header(encoded):
 
 
 def _check_size(encoded, size):
-  """Words how the size differs, and says if a turn does not change it."""
+  """Words how the size differs, and says whether a turn leaves it the same."""
   words, _, either = _compare(encoded, size)
   return words.encode(), either
 
@@ -329,8 +329,8 @@ def _compare(encoded, size):
   """Compares an image with its size in the JSON.
 
   Returns:
-    Words if they differ; the orientation by which boxes are to be turned; and
-    whether a tag turns the image, which has that size before and after.
+    How they differ, in words, or ""; the orientation by which boxes are to be
+    turned; and whether a tag turns the image without changing its size.
   """
   header = _header(encoded)
   if header is None:

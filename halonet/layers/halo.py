@@ -293,7 +293,7 @@ class Halo(Valued, Blocked):
   downsampling: str = field(
     "attention",
     "How a block halves its map: attention, in which every other query is left"
-    " out; or pool, an average pool after it, as in SASA.",
+    " out; or pool, an average pool after the attention, as in SASA.",
     choices=DOWNSAMPLINGS,
   )
 

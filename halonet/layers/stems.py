@@ -91,9 +91,10 @@ class TieredStem(ConvStem):
 
 @dataclasses.dataclass(frozen=True)
 class CifarStem(Stem):
-  """The stem "cifar": one 3×3 convolution, after which the first stage begins.
+  """The stem "cifar": one 3×3 convolution.
 
-  It keeps all pixels in He et al. 2016, section 4.2, for images of 32 pixels.
+  With a stride of 1 it is that of He et al. 2016, section 4.2, for images of 32
+  pixels.
   """
 
   stem_stride: int = field(1, "Stride of the stem cifar.", choices=(1, 2))

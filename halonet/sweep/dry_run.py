@@ -9,6 +9,7 @@ from halonet.data import sources
 from halonet.errors import RunError, UsageError
 from halonet.models import registry
 from halonet.sweep.grid import Sweep, window
+from halonet.sweep.table import shown
 from halonet.tasks.task import make_task
 from halonet.tpu import step_cost
 from halonet.training import config as config_lib
@@ -30,14 +31,14 @@ def print_grid(sweep: Sweep, topologies: Sequence[str] = ()) -> None:
     step_cost.check_available()
   for topology in topologies:
     step_cost.topology_devices(topology)
-  decided = _decided_fields(next(iter(sweep.configs().values())))
+  decided = {
+    base: _decided_fields(config) for base, config in sweep.configs().items()
+  }
   seeds = sweep.grid["seed"]
   points = [p for p in sweep.points() if p.values["seed"] == seeds[0]]
   _say(
     f"{len(points)} settings × {len(seeds)} seed{'s' * (len(seeds) > 1)} of"
-    f" {', '.join(sweep.configs())}"
-    + "".join(f", {field} {value}" for field, value in decided.items())
-    + (" (the data set is not here: sizes are assumed)" if not decided else "")
+    f" {', '.join(map(_with_data, decided, decided.values()))}"
   )
   if topologies:
     _say(
@@ -50,13 +51,13 @@ def print_grid(sweep: Sweep, topologies: Sequence[str] = ()) -> None:
   _say("  ".join(titles))
   impossible = 0
   for point in points:
-    cells, fault = list(point.setting.values()), ""
+    cells, fault = [shown(*each) for each in point.setting.items()], ""
     try:
       config = sweep.config(point)
     except UsageError as error:
       fault = f"IMPOSSIBLE: {error}"
     else:
-      cells += _costs(config, decided)
+      cells += _costs(config, decided[sweep.base_of(point)])
       steps = [_compile(config, topology) for topology in topologies]
       cells += [text for text, _ in steps]
       fits = dict(zip(topologies, (fit for _, fit in steps), strict=True))
@@ -80,6 +81,13 @@ def _decided_fields(config):
   except UsageError:
     return {}
   return make_task(config, task.describe(source)).model_fields()
+
+
+def _with_data(base, decided):
+  """Names a config file, and what follows from its data set."""
+  words = [f"{field} {value}" for field, value in decided.items()]
+  absent = "the data set is not here: sizes are assumed"
+  return f"{base} ({', '.join(words) or absent})"
 
 
 def _costs(config: ml_collections.ConfigDict, decided: dict) -> list[str]:

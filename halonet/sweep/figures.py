@@ -19,6 +19,7 @@ from halonet.sweep.table import (
 
 WINDOW, COSTS = "window.png", "costs.png"
 SETTINGS, TRAINING = "settings.png", "training.png"
+ALL = {WINDOW, COSTS, SETTINGS, TRAINING}
 # At 800 pixels across, as on a web page, text is as large as the text around.
 _STYLE = {
   "figure.dpi": 200,
@@ -38,12 +39,12 @@ def draw(found: Sequence[GridSetting]) -> dict[str, bytes]:
   found = [setting for setting in found if setting.done]
   pictures = {}
   with plt.rc_context(_STYLE):
-    if len({setting.mean("window") for setting in found} - {None}) > 1:
+    if found and _along(found):
       pictures[WINDOW] = _png(_window(found))
     elif len(found) > 1:
       pictures[SETTINGS] = _png(_settings(found))
-    curves = [record.curve for setting in found for record in setting.done]
-    if len(found) <= 10 and curves and all(curve[1:] for curve in curves):
+    evaluated = [len(record.curve) for s in found for record in s.done]
+    if len(found) <= 10 and evaluated and min(evaluated) > 1:
       pictures[TRAINING] = _png(_training(found))
     if found:
       pictures[COSTS] = _png(_costs(found))
@@ -73,8 +74,11 @@ def _words(setting, without=None):
 
 
 def _along(found):
-  """Finds the grid's last field that changes the window."""
-  for field in reversed(found[0].values):
+  """Finds the grid's last field that changes the window; None if none does.
+
+  Config files are no line: their windows are those of different networks.
+  """
+  for field in reversed([name for name in found[0].values if name != "base"]):
     windows = {}
     for setting in found:
       others = tuple((setting.values | {field: ""}).values())

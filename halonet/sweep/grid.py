@@ -48,7 +48,8 @@ class Sweep:
   """A grid of trainings.
 
   Attributes:
-    base: Config file, as `--config` of the training takes it.
+    base: Config file, as `--config` of the training takes it; the first one if
+      several are compared.
     changes: Fields of it that have another value in all trials.
     grid: Fields with the values that are combined, the seeds as the last. If
       several config files are compared, they are the values of "base".
@@ -79,6 +80,11 @@ class Sweep:
     values = self.changes | (point.values if point else {})
     return [f"{f}={text}" for f, text in values.items() if f != "base"]
 
+  @property
+  def bases(self) -> tuple[str, ...]:
+    """All config files that are compared."""
+    return self.grid.get("base", (self.base,))
+
   def base_of(self, point: GridPoint) -> str:
     """Returns the config file of a trial."""
     return point.values.get("base", self.base)
@@ -91,7 +97,7 @@ class Sweep:
     """Builds every config file's config, without values of the grid."""
     return {
       base: config_lib.load_config(base, self.overrides())
-      for base in self.grid.get("base", (self.base,))
+      for base in self.bases
     }
 
   def to_dict(self) -> dict[str, Any]:
@@ -125,7 +131,8 @@ def read_sweep(
       raise UsageError(f"{source}: {unknown('field', field, _FIELDS)}")
   bases = file.get("base")
   bases = (bases,) if isinstance(bases, str) else bases
-  if not bases or not all(isinstance(base, str) for base in bases):
+  listed = isinstance(bases, tuple | list) and len(bases) > 0
+  if not listed or not all(isinstance(base, str) for base in bases):
     raise UsageError(
       f"{source}: base is {bases!r}; it must be a config file, such as"
       " configs/digits.py, or several in a tuple"
@@ -137,6 +144,11 @@ def read_sweep(
   given["seed"] = file.get("seeds", (0,)) if seeds is None else seeds
   fixed = {field: _text(v) for field, v in dict(file.get("set", {})).items()}
   fixed |= changes or {}
+  if "base" in fixed:
+    raise UsageError(
+      f"config.base is {fixed['base']}, and there is no such field; to train"
+      f" this config file, write --grid.base={fixed['base']}"
+    )
   values = {}
   for field, texts in given.items():
     option = "--seeds" if field == "seed" else f"--grid.{field}"
@@ -147,12 +159,20 @@ def read_sweep(
       )
     values[field] = _values(option, texts)
   sweep = Sweep(values.get("base", bases)[0], fixed, values)
-  for config in sweep.configs().values():
+  configs = sweep.configs()
+  for base, config in configs.items():
     known = config_lib.field_names(config)
     for field in values:
       # Else every trial would be refused for it.
       if field != "base" and field not in known:
-        raise UsageError(f"--grid.{field}: {unknown('field', field, known)}")
+        said = unknown("field", field, known)
+        raise UsageError(f"--grid.{field}: in {base} {said}")
+  tasks = {config.task for config in configs.values()}
+  if len(tasks) > 1:
+    raise UsageError(
+      f"base is {', '.join(sweep.bases)}, of the tasks {', '.join(tasks)};"
+      " compare config files of one task"
+    )
   return sweep
 
 
@@ -167,10 +187,10 @@ def window(config: ml_collections.ConfigDict) -> int | None:
 
 
 def check_data(sweep: Sweep) -> None:
-  """Checks the data set that all trials share before the first one begins.
+  """Checks the data of all config files before the first trial begins.
 
   Raises:
-    UsageError: that every trial would raise.
+    UsageError: if some of it cannot be read.
   """
   if any(field.startswith("data.") for field in sweep.grid):
     return
@@ -199,10 +219,12 @@ def differences(
     if grids[0].get(f) != grids[1].get(f)
   ]
   both = grids[0].keys() & grids[1].keys()
+  if grids[0].get("base") != grids[1].get("base"):
+    return refused, []
   other, changed = {}, {}
-  # Sweeps of before there were several config files have `config`.
+  # Earlier versions stored one config, as `config`.
   texts = (each.get("configs") or [each["config"]] for each in (old, new))
-  for pair in zip(*texts, strict=False):  # Of one number, if none is refused.
+  for pair in zip(*texts, strict=True):
     try:
       found = config_lib.differences(*map(config_lib.from_json, pair))
     except ValueError as error:

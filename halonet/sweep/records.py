@@ -33,7 +33,8 @@ class TrialRecord:
       without local attention.
     device: Number × kind.
     folder: Workdir of the training.
-    curve: Pairs of a step and the best figure that it was evaluated to have.
+    curve: Evaluations during the training, pairs of the step and the figure
+      `best`.
   """
 
   values: dict[str, str]

@@ -79,6 +79,8 @@ def write(trials: Sequence[TrialRecord], folder: str) -> list[str]:
   root.mkdir(parents=True, exist_ok=True)
   for name, content in files.items():
     (root / name).write_bytes(content)
+  for name in figures.ALL - files.keys():  # They were of an earlier report.
+    (root / name).unlink(missing_ok=True)
   return list(files)
 
 

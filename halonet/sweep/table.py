@@ -61,11 +61,11 @@ def settings(trials: Iterable[TrialRecord]) -> list[GridSetting]:
 
 
 def shown(field: str, text: str) -> str:
-  """Returns a value of the grid for the eye: a config file as a word."""
+  """Returns a value as tables show it: a config file without its folder."""
   if field != "base":
     return text
-  path, _, argument = text.partition(":")
-  return argument or pathlib.PurePath(path).stem
+  path, colon, argument = text.partition(":")
+  return pathlib.PurePath(path).stem + colon + argument
 
 
 def best_figure(found: Iterable[GridSetting]) -> str:

@@ -155,12 +155,10 @@ class Worker:
       )
     if status == DONE:
       try:
-        written = epath.Path(folder)
-        results = json.loads((written / "results.json").read_text())
-        lines = (written / "metrics.jsonl").read_text().splitlines()
-        return record.with_results(results, map(json.loads, lines))
+        results = json.loads((epath.Path(folder) / "results.json").read_text())
+        return record.with_results(results, _metrics(folder))
       except (OSError, ValueError) as error:
-        status, reason = FAILED, f"its results cannot be read: {error}"
+        status, reason = FAILED, f"no results.json: {error}"
     return dataclasses.replace(record, status=status, reason=reason)
 
   def _show(self, line, started):
@@ -224,6 +222,15 @@ class Worker:
         _say(f"Changed since this sweep began: config.{change}")
     if old != new:
       study.set_user_attr("sweep", new)
+
+
+def _metrics(folder):
+  """Reads a training's metrics.jsonl; nothing if it is gone or damaged."""
+  try:
+    lines = (epath.Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return list(map(json.loads, lines))
+  except (OSError, ValueError):
+    return []  # A figure lacks a line, and the table nothing.
 
 
 def summary(record: TrialRecord) -> str:

@@ -35,6 +35,7 @@ def main():
     step = int(saved.read_text()) if saved.exists() else 0
     with open(workdir.parent / "starts", "a") as starts:
       starts.write(f"{workdir.name} {step} {parent}\n")
+    (workdir / "base").write_text(options["config"])
     print(f"Going on from step {step}", flush=True)
     ending = ENDINGS.get(options.get("config.model.rb"))
     if ending:

@@ -73,16 +73,19 @@ def test_config_files_may_be_compared(tmp_path):
   names = [sweep.config(point).model.name for point in points]
   assert names == ["halonet_h1"] * 2 + ["sasa_resnet26"] * 2
   assert all("/" not in point.name for point in points)
-  with pytest.raises(UsageError, match="no field model.block_size"):
+  with pytest.raises(UsageError, match="in configs.*sasa there is no field"):
     read_sweep(source, grid={"model.block_size": "2,4"})
   # The command line compares config files, too.
   other = read_sweep(WINDOW, grid={"base": "configs/digits.py"})
   assert other.points()[0].values["base"] == "configs/digits.py"
   longer = read_sweep(source, {"steps": "95"}).to_dict()
   assert differences(sweep.to_dict(), longer) == (["steps: 90 → 95"], [])
-  fewer = read_sweep(source, grid={"base": bases[0]}).to_dict()
-  refused, _ = differences(sweep.to_dict(), fewer)
-  assert refused == [f"grid base: {' '.join(bases)} → {bases[0]}"]
+  fewer = read_sweep(source, grid={"base": bases[1]}).to_dict()
+  refused = [f"grid base: {' '.join(bases)} → {bases[1]}"]
+  assert differences(sweep.to_dict(), fewer) == (refused, [])
+  with pytest.raises(UsageError, match="of the tasks .*; compare config files"):
+    tasks = bases[0], "configs/detection/small.py"
+    read_sweep(write(tmp_path, f"dict(base={tasks})"))
 
 
 def test_fields_of_one_name_stay_apart(tmp_path):
@@ -100,6 +103,8 @@ def test_fields_of_one_name_stay_apart(tmp_path):
   [
     ("dict(bases=1)", "there is no field bases; did you mean base"),
     ("dict(grid={})", "base is None; it must be a config file"),
+    ("dict(base=3)", "base is 3; it must be a config file"),
+    ("dict(base='x', set={'base': 'y'})", "write --grid.base=y"),
     ("dict(base=('x', 3))", "base is ('x', 3); it must be a config file"),
     (
       "dict(base='x', grid={'steps': 3})",
@@ -137,6 +142,6 @@ def test_differences():
   refused, changed = differences(old.to_dict(), new.to_dict())
   assert refused == ["grid seed: 0 → 0 1", "steps: 150 → 90"]
   assert changed == ["log_every: 25 → 3"]
-  before = old.to_dict()  # Of the version that knew one config file.
+  before = old.to_dict()  # As a version stored it that knew one config file.
   before["config"] = before.pop("configs")[0]
   assert differences(before, old.to_dict()) == ([], [])

@@ -211,7 +211,7 @@ def test_a_grid_without_attention(tmp_path):
   assert "accuracy" not in (tmp_path / report.PAGE).read_text()
 
 
-def test_settings_of_one_window_are_lines_of_a_figure(tmp_path):
+def test_networks_are_lines_of_a_figure(tmp_path):
   rows = [
     TrialRecord(
       {"base": base, "model.rb": "4.0", "seed": str(seed)},
@@ -220,21 +220,26 @@ def test_settings_of_one_window_are_lines_of_a_figure(tmp_path):
       best="accuracy",
       flops=10**9,
       images_per_second=5.0,
-      window=6,
+      window=window,
       curve=[[10, 0.2], [20, 0.5 + seed / 10]],
     )
-    for base in ("configs/digits.py", "configs/digits.py:sasa")
+    for base, window in (
+      ("configs/digits.py", 6),
+      ("configs/digits.py:sasa", 3),
+    )
     for seed in range(3)
   ]
+  (tmp_path / figures.WINDOW).write_bytes(b"of an earlier report")
   names = report.write(rows, str(tmp_path))
   assert {figures.SETTINGS, figures.TRAINING} <= set(names)
   assert figures.WINDOW not in names
+  assert not (tmp_path / figures.WINDOW).exists()
   for name in (figures.SETTINGS, figures.TRAINING):
     with Image.open(tmp_path / name) as image:
       assert len(image.getcolors(2**24)) > 100
   text = (tmp_path / report.TABLE).read_text()
   assert "| digits | 4.0 | 6 | 0.6000 ± 0.1000 |" in text
-  assert "| sasa | 4.0 |" in text
+  assert "| digits:sasa | 4.0 |" in text
   assert "curve" not in (tmp_path / report.CSV).read_text()
 
 

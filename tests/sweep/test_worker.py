@@ -105,6 +105,16 @@ def test_two_workers_share_a_grid(tmp_path, url):
   assert starts(tmp_path / "run") == begun
 
 
+def test_each_trial_has_its_own_config_file(tmp_path):
+  bases = "configs/digits.py", "configs/digits.py:swin_halo"
+  grid = {"base": bases, "model.halo_size": ("1",), "seed": ("0",)}
+  worker = Worker(Sweep(bases[0], {}, grid), str(tmp_path / "run"), None, CHILD)
+  found = worker.run().records
+  folders = [pathlib.Path(record.folder) for record in found]
+  assert tuple((folder / "base").read_text() for folder in folders) == bases
+  assert [record.curve for record in found] == [[[10, 0.5], [20, 1.0]]] * 2
+
+
 @pytest.mark.parametrize(
   ("url", "elsewhere"),
   [

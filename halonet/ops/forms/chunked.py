@@ -109,8 +109,9 @@ def _with_transposed(x, y):
 
 def _chunks(layer, *maps):
   """Splits batches into parts of at most `LOGITS`, or of two images."""
-  batch, height, width, heads, _ = maps[0].shape
-  most = max(2, LOGITS // (height * width * heads * layer.window**2))
+  batch, heads = maps[0].shape[0], maps[0].shape[3]
+  queries = layer.rows * layer.cols * layer.side**2
+  most = max(2, LOGITS // (heads * queries * layer.window**2))
   size = max(n for n in range(1, min(batch, most) + 1) if batch % n == 0)
   return [x.reshape(-1, size, *x.shape[1:]) for x in maps]
 

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 
 from halonet.ops.attention import blocked_local_attention
 from halonet.ops.forms import chunked
+from halonet.ops.neighbourhood import Neighbourhood
 from halonet.parallel import batch_sharding, make_mesh, replicated
 from tests.ops import reference
 from tests.ops.test_attention import (
@@ -42,10 +43,17 @@ def test_matches_the_per_pixel_loop(form, case):
   check(case, form)
 
 
-@pytest.mark.parametrize("batch, images", [(4, 2), (9, 3)])
-def test_a_batch_may_be_computed_in_parts(monkeypatch, batch, images):
-  monkeypatch.setattr(chunked, "LOGITS", images * 5 * 4 * 2 * 6**2)
-  check(case((batch, 5, 4, 2, 4), 4, 1), "xla_chunked")
+@pytest.mark.parametrize("stride, parts", [(1, 3), (2, 1)])
+def test_a_batch_may_be_computed_in_parts(monkeypatch, stride, parts):
+  # Blocks of 4×4 complete the map to 8×4; strides leave out queries.
+  monkeypatch.setattr(chunked, "LOGITS", 3 * 8 * 4 * 2 * 6**2)
+  maps = np.zeros((9, 5, 4, 2, 4))
+  layer = Neighbourhood(
+    height=5, width=4, block_size=4, halo_size=1, stride=stride
+  )
+  (split,) = chunked._chunks(layer, maps)
+  assert split.shape[:2] == (parts, 9 // parts)
+  check(case((9, 5, 4, 2, 4), 4, 1, stride=stride), "xla_chunked")
 
 
 @pytest.mark.parametrize("form", BLOCKED)
