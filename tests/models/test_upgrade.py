@@ -101,7 +101,7 @@ def test_a_model_of_an_earlier_version_is_the_same_today(old):
   assert upgrade(fields) == fields
   name = fields.pop("name")
   later = model_fields(name).keys() - fields.keys() - {"num_classes"}
-  assert later <= {"rqk", "zero_init_classifier", "stem_width"}
+  assert later <= {"rqk", "zero_init_classifier", "stem_width", "downsampling"}
   # Stems were as wide as stage 1.
   assert create_model(name, **fields) == create_model(name, stem_width=None)
 
