@@ -97,7 +97,7 @@ class CifarStem(Stem):
   pixels.
   """
 
-  stem_stride: int = field(1, "Stride of the stem cifar.", choices=(1, 2))
+  stem_stride: int = field(1, "Stride of the stem cifar.", least=1, most=2)
 
   @property
   def stride(self) -> int:

@@ -112,7 +112,9 @@ def _chunks(layer, *maps):
   batch, heads = maps[0].shape[0], maps[0].shape[3]
   queries = layer.rows * layer.cols * layer.side**2
   most = max(2, LOGITS // (heads * queries * layer.window**2))
-  size = max(n for n in range(1, min(batch, most) + 1) if batch % n == 0)
+  size = 1  # An exported program's batch is of any size.
+  if isinstance(batch, int):
+    size = max(n for n in range(1, min(batch, most) + 1) if batch % n == 0)
   return [x.reshape(-1, size, *x.shape[1:]) for x in maps]
 
 
