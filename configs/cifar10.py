@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
       steps="100 epochs" if long else "9 epochs",
-      batch_size=128,
+      batch_size=64,
       model=_MODELS[name],
       data=dict(
         name="folder" if variant.startswith("folder") else "cifar10",
