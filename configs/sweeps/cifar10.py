@@ -5,12 +5,12 @@ r"""The papers' questions in small, on CIFAR-10.
 
 TFDS downloads the images. For those of a folder add
 --config.data.name=folder --config.data.data_dir=DIR. Networks are those of
-configs/cifar10.py, trained for four epochs; the others have half their width
-and train for two epochs, so that a trial takes some minutes of one CPU core. Each
-point has three seeds, but where it says one. The arguments:
+configs/cifar10.py, trained for four epochs. The others have half their width
+and train for two epochs, so that a trial takes some minutes of one CPU core.
+Each point has three seeds where nothing else is said. The arguments:
 
   networks      HaloNet, SASA, ResNet and Slide, with as many parameters
-  window        blocks of 2, 4 and 8 with halos of 0, 1 and 2 (HaloNet, figure 7)
+  window        blocks of 2, 4 and 8, halos of 0, 1 and 2 (HaloNet, figure 7)
   mask          with a window around each pixel, and without (figure 5)
   position      relative, absolute, or none (SASA, table 5)
   downsampling  HaloNet's own, or a pool as in SASA
