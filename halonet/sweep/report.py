@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from halonet.sweep import table
+from halonet.sweep import effects, table
 from halonet.sweep.records import DONE, FAILED, INFEASIBLE, TrialRecord
 
 CSV, TABLE, PAGE = "trials.csv", "table.md", "report.html"
+EFFECTS = "effects.md"
 _TITLE = "Sweep"
+_EFFECTS = "Pairs equal in all else: mean change ± standard error"
 _STYLE = """\
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto;
   max-width: 70rem; padding: 0 1rem; color: #222; }
@@ -75,11 +77,15 @@ def write(trials: Sequence[TrialRecord], folder: str) -> list[str]:
     **pictures,
     PAGE: render(found, pictures).encode(),
   }
+  changes = effects.cells(trials)
+  if changes:
+    files[EFFECTS] = table.in_markdown(changes).encode()
   root = epath.Path(folder)
   root.mkdir(parents=True, exist_ok=True)
   for name, content in files.items():
     (root / name).write_bytes(content)
-  for name in figures.ALL - files.keys():  # They were of an earlier report.
+  # What is not written now was of an earlier report.
+  for name in {EFFECTS, *figures.ALL} - files.keys():
     (root / name).unlink(missing_ok=True)
   return list(files)
 
@@ -94,6 +100,7 @@ def render(
     pictures: names → PNGs, which the page holds.
   """
   titles, lines = table.cells(found)
+  trials = [record for setting in found for record in setting.trials]
   head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
   body = "\n".join(map(_line, found, lines))
   images = "\n".join(
@@ -101,7 +108,6 @@ def render(
     f'{base64.b64encode(png).decode()}">'
     for name, png in pictures.items()
   )
-  trials = [record for setting in found for record in setting.trials]
   counts = collections.Counter(record.status for record in trials)
   said = f"{len(trials)} trials: " + ", ".join(
     f"{number} {status}" for status, number in counts.items()
@@ -109,6 +115,12 @@ def render(
   devices = {record.device for record in trials if record.device}
   if devices:
     said += f". Trained on {', '.join(sorted(devices))}"
+  changes = "\n".join(
+    f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in line)}</tr>"
+    for line in effects.cells(trials)
+  )
+  if changes:
+    changes = f"<h2>{_EFFECTS}</h2>\n<table>\n{changes}\n</table>"
   best = table.best_figure(found)
   if best:
     said += f". {best.capitalize()}: mean ± standard deviation over the seeds"
@@ -132,6 +144,7 @@ def render(
 </tbody>
 </table>
 </div>
+{changes}
 {images}
 <script>
 {_SCRIPT}</script>

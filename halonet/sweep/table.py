@@ -136,8 +136,13 @@ def cells(
 def to_markdown(found: Sequence[GridSetting]) -> str:
   """Writes a line for every setting: mean ± standard deviation over seeds."""
   titles, lines = cells(found)
-  lines = [[text.replace("|", "\\|") for _, text in line] for line in lines]
-  lines = [titles, ["---"] * len(titles), *lines]
+  return in_markdown([titles, *([text for _, text in line] for line in lines)])
+
+
+def in_markdown(lines: Sequence[Sequence[str]]) -> str:
+  """Writes a table whose first line has the titles."""
+  lines = [[text.replace("|", "\\|") for text in line] for line in lines]
+  lines.insert(1, ["---"] * len(lines[0]))
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halonet.sweep import figures, report, table
+from halonet.sweep import effects, figures, report, table
 from halonet.sweep.records import TrialRecord
 
 ACCURACIES = {
@@ -107,6 +107,29 @@ def test_the_table_has_means_and_spreads(trials):
   assert "| 0 of 2 | 1 failed, 1 pending | loss is <nan> \\| " in lines[-1]
 
 
+def test_effects_are_changes_in_pairs_equal_in_all_else(trials, tmp_path):
+  # Blocks of 4 with halos of 1 are not done, so each value has two seeds left.
+  found = effects.cells(trials)
+  assert found[0] == [
+    "field",
+    "value",
+    "against",
+    "change of accuracy",
+    "pairs",
+  ]
+  assert found[1:] == [
+    ["block_size", "4", "2", "+0.0250 ± 0.0150", "2"],
+    ["halo_size", "1", "0", "+0.0300 ± 0.0000", "2"],
+  ]
+  assert effects.cells(trials[:2]) == []  # Two seeds of one setting.
+  alone = [done(2, halo, 0, accuracy) for halo, accuracy in ((0, 1), (1, 0.5))]
+  assert effects.cells(alone)[1][3:] == ["-0.5000", "1"]
+  assert report.EFFECTS in report.write(trials, str(tmp_path))
+  assert "<td>+0.0250 ± 0.0150</td>" in (tmp_path / report.PAGE).read_text()
+  report.write(trials[:2], str(tmp_path))
+  assert not (tmp_path / report.EFFECTS).exists()
+
+
 def test_one_seed_has_no_spread():
   (setting,) = table.settings([done(2, 1, 0, 0.5)])
   assert setting.spread("accuracy") is None and setting.mean("window") == 4
@@ -184,8 +207,8 @@ def test_the_report_is_written_and_the_page_stands_alone(trials, tmp_path):
   assert len(reader.asked) == 2
   assert all(where.startswith("data:image/png;") for where in reader.asked)
   assert not re.search(r"https?://|@import|url\(", text)
-  head, *lines = reader.rows
-  assert len(lines) == 4
+  head, *lines = reader.rows[:5]
+  assert [len(row) for row in reader.rows[5:]] == [5, 5, 5]  # The effects.
   accuracy = [title for _, title in head].index("accuracy")
   keys = [line[accuracy][0] for line in lines]
   assert [float(key) for key in keys[:-1]] == pytest.approx(
