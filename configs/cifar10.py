@@ -46,8 +46,8 @@ VARIANTS = (
   *_MODELS,
   *("_".join(filter(None, ("folder", name))) for name in _MODELS),
 )
-_SGD = dict(name="sgd", learning_rate=0.4, weight_decay=5e-4)
-_ADAMW = dict(name="adamw", learning_rate=0.004, weight_decay=0.05)
+_SGD = dict(name="sgd", learning_rate=1.6, weight_decay=5e-4)
+_ADAMW = dict(name="adamw", learning_rate=0.016, weight_decay=0.05)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -72,7 +72,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         randaugment_magnitude=5.0,
       ),
       optimizer=dict(
-        warmup_steps="1 epochs", **(_ADAMW if name == "slide" else _SGD)
+        warmup_steps="0.5 epochs", **(_ADAMW if name == "slide" else _SGD)
       ),
       label_smoothing=0.1,
       log_every=50,
