@@ -250,14 +250,13 @@ def configured(arguments):
   return config, make_task(config, {"labels": labels})
 
 
-def run_jax(step, arguments, part=False):
-  """Returns a call of our step, or of its part, which waits for its end."""
+def training(arguments):
+  """Returns our task, model, mesh, training step, its state and its batch."""
   import jax
 
   from halonet.parallel import batch_sharding, make_mesh
   from halonet.training import config as config_lib
   from halonet.training import optimizer as optimizer_lib
-  from halonet.training.memory import peak_memory
   from halonet.training.state import make_init
   from halonet.training.step import make_train_step
 
@@ -267,8 +266,18 @@ def run_jax(step, arguments, part=False):
   optimizer = optimizer_lib.make_optimizer(config)
   state = make_init(model, optimizer, config, mesh)(0)
   given = jax.device_put(batch(arguments), batch_sharding(mesh))
-  variables = state.variables
   train_step = make_train_step(model, task, optimizer, config, mesh)
+  return task, model, mesh, train_step, state, given
+
+
+def run_jax(step, arguments, part=False):
+  """Returns a call of our step, or of its part, which waits for its end."""
+  import jax
+
+  from halonet.training.memory import peak_memory
+
+  task, model, mesh, train_step, state, given = training(arguments)
+  variables = state.variables
 
   @jax.jit
   def apply(variables, images):
