@@ -9,7 +9,8 @@ configs/cifar10.py, trained for four epochs. The others have half their width
 and train for two epochs, so that a trial takes some minutes of one CPU core.
 Each point has three seeds where nothing else is said. The arguments:
 
-  networks      HaloNet, SASA, ResNet and Slide, with as many parameters
+  networks      HaloNet with and without convolutions in its first stage, SASA,
+                ResNet and Slide, with about as many parameters
   window        blocks of 2, 4 and 8, halos of 0, 1 and 2 (HaloNet, figure 7)
   mask          with a window around each pixel, and without (figure 5)
   position      relative, absolute, or none (SASA, table 5)
@@ -26,6 +27,7 @@ Accuracies: not yet measured.
 from typing import Any
 
 _CIFAR10 = "configs/cifar10.py"
+_ATTENTION = "configs/cifar10.py:attention"
 _RESNET = "configs/cifar10.py:resnet"
 _SHORT = {
   "steps": "2 epochs",
@@ -43,7 +45,10 @@ _COMPONENTS = {
 }
 _SWEEPS = {
   "networks": dict(
-    base=(_CIFAR10, f"{_CIFAR10}:sasa", _RESNET, f"{_CIFAR10}:slide"),
+    base=(
+      *(_CIFAR10, _ATTENTION, f"{_CIFAR10}:sasa", _RESNET),
+      f"{_CIFAR10}:slide",
+    ),
     set={"steps": "4 epochs"},
   ),
   "window": dict(
@@ -74,5 +79,5 @@ VARIANTS = tuple(_SWEEPS)
 def get_config(variant: str = "window") -> dict[str, Any]:
   if variant not in _SWEEPS:
     raise ValueError(f"{variant!r} is none of {', '.join(VARIANTS)}")
-  common = dict(base=_CIFAR10, set=_SHORT, grid={}, seeds=(0, 1, 2))
+  common = dict(base=_ATTENTION, set=_SHORT, grid={}, seeds=(0, 1, 2))
   return common | _SWEEPS[variant]
