@@ -21,7 +21,7 @@ Each point has three seeds where nothing else is said. The arguments:
                 label smoothing, RandAugment, squeeze-and-excitation and SiLU,
                 all combinations, with one seed each (table 3)
 
-Accuracies: not yet measured.
+docs/evidence.md has what came out, and what is not yet run.
 """
 
 from typing import Any
