@@ -15,10 +15,12 @@ The times are of threads: on two cores they add up to more than the step takes.
 
 import argparse
 import collections
+import itertools
 import pathlib
 import re
 import tempfile
 import time
+import warnings
 
 import bench_model
 import benchmark
@@ -31,7 +33,7 @@ from halonet.tpu import hlo_text
 CONTROL = ("call", "conditional", "while")
 # Parts of a name that say how an operation was made, or of which block.
 _IGNORED = re.compile(
-  r"train_step|stage\d+_block\d+|while|body|cond|closed_call"
+  r"train_step|stage\d+_block\d+|while|body|cond|closed_call|eval_jaxpr"
   r"|_.*|.*[()].*|.*->.*|.*\._\w+|"
 )
 OTHER = "other"
@@ -81,13 +83,15 @@ def measure(arguments: argparse.Namespace) -> tuple[float, dict[str, float]]:
     (file,) = pathlib.Path(folder).glob("**/*.xplane.pb")
     trace = jax.profiler.ProfileData.from_file(str(file))
   threads = collections.Counter()
-  for plane in trace.planes:
-    for line in plane.lines:
-      for event in line.events:
-        operation = dict(event.stats).get("hlo_op")
-        if operation in names:
-          part = part_of(names[operation])
-          threads[part] += event.duration_ns / 1e9 / arguments.rounds
+  with warnings.catch_warnings():
+    # That of a type of JAX without __module__, which Python 3.13 deprecates.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    lines = [line for plane in trace.planes for line in plane.lines]
+    for event in itertools.chain.from_iterable(x.events for x in lines):
+      operation = dict(event.stats).get("hlo_op")
+      if operation in names:
+        part = part_of(names[operation])
+        threads[part] += event.duration_ns / 1e9 / arguments.rounds
   if not threads:
     raise RunError("JAX's profiler recorded no operation of the step")
   return seconds, dict(threads)
