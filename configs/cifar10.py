@@ -4,7 +4,7 @@ r"""HaloNet, and the networks beside it, on the photographs of CIFAR-10.
 
 trains a HaloNet of 343,402 parameters for nine epochs, on 50,000 images of
 32×32 pixels. Its first stage has convolutions, as in table 4 of the paper.
-TFDS downloads the images (163 MB). Test accuracy, of 10,000 images: not yet
+TFDS downloads the images (170 MB). Test accuracy, of 10,000 images: not yet
 measured.
 
   scripts/train.sh --config=configs/cifar10.py:folder \

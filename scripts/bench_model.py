@@ -234,7 +234,6 @@ def work(make, step, arguments, pipe) -> None:
 
 def configured(arguments):
   """Returns the config of a training, and its task."""
-  from halonet.tasks.task import make_task
   from halonet.training import config as config_lib
 
   chosen = {"name": arguments.model, "dtype": arguments.dtype}
@@ -246,12 +245,19 @@ def configured(arguments):
     "optimizer": {},
   }
   config = config_lib.from_json(json.dumps(settings))
-  labels = [str(number) for number in range(CLASSES[arguments.task])]
-  return config, make_task(config, {"labels": labels})
+  return config, task_of(config, CLASSES[arguments.task])
 
 
-def training(arguments):
-  """Returns our task, model, mesh, training step, its state and its batch."""
+def task_of(config, classes):
+  """Returns the task of a config whose data would have so many classes."""
+  from halonet.tasks.task import make_task
+
+  labels = [str(number) for number in range(classes)]
+  return make_task(config, {"labels": labels})
+
+
+def training(config, task):
+  """Returns our model, mesh, training step, its state and its batch."""
   import jax
 
   from halonet.parallel import batch_sharding, make_mesh
@@ -260,14 +266,13 @@ def training(arguments):
   from halonet.training.state import make_init
   from halonet.training.step import make_train_step
 
-  config, task = configured(arguments)
   model = config_lib.create_model(config, task)
   mesh = make_mesh(jax.devices()[:1])
   optimizer = optimizer_lib.make_optimizer(config)
   state = make_init(model, optimizer, config, mesh)(0)
-  given = jax.device_put(batch(arguments), batch_sharding(mesh))
+  given = jax.device_put(batch(config, task), batch_sharding(mesh))
   train_step = make_train_step(model, task, optimizer, config, mesh)
-  return task, model, mesh, train_step, state, given
+  return model, mesh, train_step, state, given
 
 
 def run_jax(step, arguments, part=False):
@@ -276,7 +281,8 @@ def run_jax(step, arguments, part=False):
 
   from halonet.training.memory import peak_memory
 
-  task, model, mesh, train_step, state, given = training(arguments)
+  config, task = configured(arguments)
+  model, mesh, train_step, state, given = training(config, task)
   variables = state.variables
 
   @jax.jit
@@ -320,7 +326,8 @@ def run_torch(step, arguments):
   cuda = torch.cuda.is_available()
   device = torch.device("cuda" if cuda else "cpu")
   layout = torch.channels_last if cuda else torch.contiguous_format
-  given = {k: torch.tensor(v).to(device) for k, v in batch(arguments).items()}
+  arrays = batch(*configured(arguments))
+  given = {k: torch.tensor(v).to(device) for k, v in arrays.items()}
   if arguments.task == "detection":
     from torchvision.models.detection import retinanet_resnet50_fpn
 
@@ -377,18 +384,18 @@ def run_torch(step, arguments):
   return (forward if step == "forward" else train), name, memory
 
 
-def batch(arguments):
+def batch(config, task):
   """Returns a batch with all that the steps of its task take, at random."""
   import numpy as np
 
-  generator, classes = np.random.default_rng(0), CLASSES[arguments.task]
-  count, size = arguments.batch_size, arguments.image_size
+  generator, classes = np.random.default_rng(0), len(task.metadata["labels"])
+  count, size = config.batch_size, config.data.image_size
   shape = (count, size, size, 3)
   given = {"image": generator.standard_normal(shape, np.float32)}
-  if arguments.task == "classification":
+  if config.task == "classification":
     labels = generator.integers(classes, size=count)
     return given | {"label": labels.astype(np.int32)}
-  most = configured(arguments)[0].data.max_objects
+  most = config.data.max_objects
   boxes = np.zeros((count, most, 4), np.float32)
   corners = np.sort(generator.uniform(0, size, (count, OBJECTS, 2, 2)), axis=2)
   boxes[:, :OBJECTS] = corners.reshape(count, OBJECTS, 4)

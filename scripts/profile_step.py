@@ -1,8 +1,10 @@
 """Shows in which parts of a model the time of its training step goes.
 
-  python scripts/profile_step.py [--model=halonet_h1] [--image_size=256]
-      [--batch_size=8] [--task=detection] [--model.FIELD=VALUE ...]
-      [--json=FILE]
+  python scripts/profile_step.py --config=configs/cifar10.py [--classes=10]
+      [--config.FIELD=VALUE ...] [--rounds=5] [--json=FILE]
+
+The config is one of scripts/train.sh. No data is read: the images are random.
+The time of the input is that which a training prints as "input wait".
 
 JAX's profiler records the operations of --rounds steps after the first. The
 name of an operation says which module it comes from. Forward and backward pass
@@ -13,7 +15,6 @@ optimizer and the moving averages.
 The times are of threads: on two cores they add up to more than the step takes.
 """
 
-import argparse
 import collections
 import itertools
 import pathlib
@@ -23,11 +24,12 @@ import time
 import warnings
 
 import bench_model
-import benchmark
+import jax
 
-from halonet import command
+from halonet import command, fields
 from halonet.errors import RunError
 from halonet.tpu import hlo_text
+from halonet.training import config as config_lib
 
 # Their time is that of the operations in them.
 CONTROL = ("call", "conditional", "while")
@@ -40,16 +42,26 @@ OTHER = "other"
 
 
 def main() -> None:
-  parser = benchmark.parser(__doc__)
-  parser.add_argument(
-    "--task", choices=bench_model.CLASSES, default="classification"
-  )
+  parser = command.parser(__doc__)
+  parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+  for flag, default in (("--classes", 10), ("--rounds", 5)):
+    parser.add_argument(
+      flag, type=command.positive(int), default=default, metavar="N"
+    )
+  command.add_output(parser, "--json")
   arguments, rest = parser.parse_known_args()
-  arguments.fields = command.model_fields(rest)
-  model = benchmark.create_model("--model", arguments, arguments.fields)
-  bench_model.configured(arguments)[1].check_model(model)
-  print(f"{benchmark.words(arguments)}: compiling", flush=True)
-  seconds, threads = measure(arguments)
+  changes = fields.parse_overrides(rest)
+  config = config_lib.load_config(
+    arguments.config, [f"{field}={text}" for field, text in changes.items()]
+  )
+  config = config_lib.in_steps(config, 10**6)  # Rates do not matter here.
+  task = bench_model.task_of(config, arguments.classes)
+  print(
+    f"{config.model.name}, {config.data.image_size} pixels, batches of"
+    f" {config.batch_size}: compiling",
+    flush=True,
+  )
+  seconds, threads = measure(config, task, arguments.rounds)
   print(f"A step takes {seconds * 1e3:.1f} ms; its threads are busy with")
   total = sum(threads.values())
   rows = [
@@ -61,11 +73,9 @@ def main() -> None:
   command.write_json(arguments.json, found)
 
 
-def measure(arguments: argparse.Namespace) -> tuple[float, dict[str, float]]:
+def measure(config, task, rounds: int) -> tuple[float, dict[str, float]]:
   """Runs the step; returns its seconds, and those of threads in each part."""
-  import jax
-
-  *_, train_step, state, given = bench_model.training(arguments)
+  *_, train_step, state, given = bench_model.training(config, task)
   program = train_step.lower(state, given).compile()
   names = {
     instruction.name: instruction.op_name
@@ -77,9 +87,9 @@ def measure(arguments: argparse.Namespace) -> tuple[float, dict[str, float]]:
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       begin = time.perf_counter()
-      for _ in range(arguments.rounds):
+      for _ in range(rounds):
         state, _ = jax.block_until_ready(program(state, given))
-      seconds = (time.perf_counter() - begin) / arguments.rounds
+      seconds = (time.perf_counter() - begin) / rounds
     (file,) = pathlib.Path(folder).glob("**/*.xplane.pb")
     trace = jax.profiler.ProfileData.from_file(str(file))
   threads = collections.Counter()
@@ -91,7 +101,7 @@ def measure(arguments: argparse.Namespace) -> tuple[float, dict[str, float]]:
       operation = dict(event.stats).get("hlo_op")
       if operation in names:
         part = part_of(names[operation])
-        threads[part] += event.duration_ns / 1e9 / arguments.rounds
+        threads[part] += event.duration_ns / 1e9 / rounds
   if not threads:
     raise RunError("JAX's profiler recorded no operation of the step")
   return seconds, dict(threads)

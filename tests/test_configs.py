@@ -16,7 +16,7 @@ import jaxtyping
 import pytest
 
 from halonet.errors import UsageError
-from halonet.models.registry import get_entry, list_models
+from halonet.models.registry import create_model, get_entry, list_models
 from halonet.parallel import make_mesh
 from halonet.sweep.grid import read_sweep
 from halonet.tasks.task import make_task
@@ -154,6 +154,20 @@ def test_a_step(source, overrides, fast):
   assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
   for leaf in jax.tree.leaves(before.params):
     assert leaf.dtype == jnp.float32
+
+
+def test_networks_for_small_photographs_have_their_parameters(fast):
+  counts = {}
+  for variant in ("", "attention", "sasa", "resnet", "slide"):
+    model = config_lib.load_config(f"configs/cifar10.py:{variant}").model
+    arguments = model.to_dict() | {"num_classes": 10}
+    network = create_model(arguments.pop("name"), **arguments)
+    image = jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    counts[variant] = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  assert list(counts.values()) == [343_402, 331_402, 331_018, 332_578, 327_526]
+  text = MODULES["configs/cifar10.py"].__doc__
+  assert all(f"{count:,}" in text for count in counts.values())
 
 
 # Rows of each table and figure, as counted in the papers.

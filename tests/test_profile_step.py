@@ -11,6 +11,7 @@ SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 
 @pytest.fixture
 def profile(monkeypatch):
+  monkeypatch.chdir(SCRIPTS.parent)
   monkeypatch.syspath_prepend(str(SCRIPTS))
   return importlib.import_module("profile_step")
 
@@ -20,9 +21,9 @@ def test_times_of_parts(profile, monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(
     "sys.argv",
     [
-      *("profile_step.py", "--image_size=32", "--batch_size=2", "--rounds=2"),
-      *("--model.depths=(1,)", "--model.heads=(2,)", "--model.base_width=8"),
-      f"--json={file}",
+      *("profile_step.py", "--config=configs/cifar10.py:attention"),
+      *("--config.batch_size=2", "--rounds=2", f"--json={file}"),
+      *("--config.model.depths=(1,)", "--config.model.heads=(2,)"),
     ],
   )
   profile.main()

@@ -297,6 +297,11 @@ class Halo(Valued, Blocked):
     choices=DOWNSAMPLINGS,
   )
 
+  def window(self, block: Site) -> int:
+    if self.mask_window:
+      return 2 * self.halo_size + 1
+    return super().window(block)
+
   def layer(self, block: Site, norm: Norm, dtype: DTypeLike) -> nn.Module:
     return HaloAttention(
       block_size=self.block_size,

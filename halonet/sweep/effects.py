@@ -10,7 +10,7 @@ from halonet.sweep.records import DONE, TrialRecord
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-  """One value of a field against the first value.
+  """One value of a field against the first that has finished trials.
 
   Attributes:
     field: Field of the grid.
@@ -45,18 +45,19 @@ def effects(trials: Sequence[TrialRecord]) -> list[Effect]:
   }
   found = []
   for field in trials[0].values if trials else ():
-    values = list(dict.fromkeys(record.values[field] for record in trials))
     if field == "seed":
       continue
-    for value in values[1:]:
+    values = dict.fromkeys(dict(key)[field] for key in done)
+    first, *others = values or (None,)
+    for value in others:
       pairs = [
-        (figure, done.get(tuple((dict(key) | {field: values[0]}).items())))
+        (figure, done.get(tuple((dict(key) | {field: first}).items())))
         for key, figure in done.items()
         if dict(key)[field] == value
       ]
       changes = [new - old for new, old in pairs if old is not None]
       if changes:
-        found.append(Effect(field, value, values[0], changes))
+        found.append(Effect(field, value, first, changes))
   return found
 
 

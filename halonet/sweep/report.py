@@ -26,8 +26,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd;
   text-align: right; white-space: nowrap; }
 td:last-child { white-space: normal; min-width: 12rem; text-align: left; }
-th { cursor: pointer; border-bottom: 2px solid #888; vertical-align: bottom;
+th { border-bottom: 2px solid #888; vertical-align: bottom;
   white-space: normal; }
+thead th { cursor: pointer; }
 th[aria-sort=ascending]::after { content: " ▲"; }
 th[aria-sort=descending]::after { content: " ▼"; }
 tr.open td { color: #777; }
@@ -35,7 +36,7 @@ tr.bad td { background: #fdf0ee; }
 """
 # A click sorts by a column, a second click reverses; unknown values stay last.
 _SCRIPT = """\
-for (const th of document.querySelectorAll("th")) th.onclick = () => {
+for (const th of document.querySelectorAll("thead th")) th.onclick = () => {
   const table = th.closest("table"), i = th.cellIndex;
   const up = th.getAttribute("aria-sort") !== "ascending";
   for (const other of table.querySelectorAll("th"))
@@ -101,7 +102,6 @@ def render(
   """
   titles, lines = table.cells(found)
   trials = [record for setting in found for record in setting.trials]
-  head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
   body = "\n".join(map(_line, found, lines))
   images = "\n".join(
     f'<img alt="{html.escape(name)}" src="data:image/png;base64,'
@@ -116,8 +116,8 @@ def render(
   if devices:
     said += f". Trained on {', '.join(sorted(devices))}"
   changes = "\n".join(
-    f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in line)}</tr>"
-    for line in effects.cells(trials)
+    _row("td" if number else "th", line)
+    for number, line in enumerate(effects.cells(trials))
   )
   if changes:
     changes = f"<h2>{_EFFECTS}</h2>\n<table>\n{changes}\n</table>"
@@ -138,7 +138,7 @@ def render(
 <p>{html.escape(said)}. A click on a heading sorts.</p>
 <div class="wide">
 <table>
-<thead><tr>{head}</tr></thead>
+<thead>{_row("th", titles)}</thead>
 <tbody>
 {body}
 </tbody>
@@ -151,6 +151,11 @@ def render(
 </body>
 </html>
 """
+
+
+def _row(tag, texts):
+  cells = (f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+  return f"<tr>{''.join(cells)}</tr>"
 
 
 def _line(setting, cells):

@@ -7,6 +7,7 @@ import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
 
+from halonet import fields as fields_lib
 from halonet.sweep.records import DONE, TrialRecord
 
 
@@ -61,9 +62,13 @@ def settings(trials: Iterable[TrialRecord]) -> list[GridSetting]:
 
 
 def shown(field: str, text: str) -> str:
-  """Returns a value as tables show it: a config file without its folder."""
+  """Returns a value as tables show it: a config file without its folder.
+
+  Values in brackets are listed without them.
+  """
   if field != "base":
-    return text
+    value = fields_lib.parse(text)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else text
   path, colon, argument = text.partition(":")
   return pathlib.PurePath(path).stem + colon + argument
 

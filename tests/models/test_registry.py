@@ -27,6 +27,8 @@ def test_overrides_reach_the_model():
   model = halonet.create_model("halonet_h4", num_classes=10, block_size=5)
   assert (model.spec.num_classes, model.spec.rb) == (10, 3.0)
   assert model.window == 5 + 2 * 2
+  masked = halonet.create_model("halonet_h4", block_size=5, mask_window=True)
+  assert masked.window == 1 + 2 * 2
 
 
 def test_unknown_names_are_answered_with_the_nearest_and_the_list():

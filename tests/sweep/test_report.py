@@ -41,6 +41,32 @@ def done(block, halo, seed, accuracy, **more):
   )
 
 
+def test_effects_of_a_random_grid_are_those_of_arrays():
+  random = np.random.default_rng(0)
+  figure = random.normal(size=(3, 4, 9))  # block, halo, seed
+  figure[0] = np.nan  # Blocks of 0 have failed, and so have a few others.
+  figure[random.random(figure.shape) < 0.2] = np.nan
+  trials = [
+    done(*point, accuracy)
+    if np.isfinite(accuracy)
+    else dataclasses.replace(done(*point, 0), status="failed", figures={})
+    for point, accuracy in np.ndenumerate(figure)
+  ]
+  blocks = [figure[2] - figure[1]]
+  halos = [figure[:, halo] - figure[:, 0] for halo in (1, 2, 3)]
+  found = effects.effects(trials)
+  assert [(each.value, each.first) for each in found] == [
+    *[("2", "1")],
+    *[("1", "0"), ("2", "0"), ("3", "0")],
+  ]
+  for each, changes in zip(found, [*blocks, *halos], strict=True):
+    changes = changes[np.isfinite(changes)]
+    assert 1 < len(changes) == len(each.changes)
+    assert each.mean == pytest.approx(np.mean(changes))
+    error = np.std(changes, ddof=1) / np.sqrt(len(changes))
+    assert each.error == pytest.approx(error)
+
+
 def test_windows_of_pixels_are_one_curve_in_their_order():
   rows = [
     dataclasses.replace(
@@ -125,7 +151,8 @@ def test_effects_are_changes_in_pairs_equal_in_all_else(trials, tmp_path):
   alone = [done(2, halo, 0, accuracy) for halo, accuracy in ((0, 1), (1, 0.5))]
   assert effects.cells(alone)[1][3:] == ["-0.5000", "1"]
   assert report.EFFECTS in report.write(trials, str(tmp_path))
-  assert "<td>+0.0250 ± 0.0150</td>" in (tmp_path / report.PAGE).read_text()
+  page = (tmp_path / report.PAGE).read_text()
+  assert "<th>pairs</th>" in page and "<td>+0.0250 ± 0.0150</td>" in page
   report.write(trials[:2], str(tmp_path))
   assert not (tmp_path / report.EFFECTS).exists()
 
