@@ -13,15 +13,15 @@ measured.
 reads the same from DIR/train/CLASS/ and DIR/test/CLASS/. Other arguments, each
 also as folder_NAME:
 
+  attention
+          a HaloNet with attention in all stages: 331,402 parameters
+  sasa, resnet, slide
+          another network with maps of the same sizes, as many blocks and nearly
+          as many parameters: 331,018, 332,578 and 327,526
   long    a HaloNet of twice the width, with RandAugment, for 100 epochs; not
           yet run
-  attention
-          the same with attention in all stages: 331,402 parameters
-  sasa, resnet, slide
-          another network with maps of the same sizes, as many layers and nearly
-          as many parameters: 331,018, 332,578 and 327,526
 
-The first stage sees 16×16 pixels, the others 8×8 and 4×4.
+The first stage has maps of 16×16 pixels, the others make them 8×8 and 4×4.
 configs/sweeps/cifar10.py compares the networks, and parts of them.
 """
 

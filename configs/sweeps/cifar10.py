@@ -4,10 +4,10 @@ r"""The papers' questions in small, on CIFAR-10.
     --workdir=runs/cifar10_window
 
 TFDS downloads the images. For those of a folder add
---config.data.name=folder --config.data.data_dir=DIR. Networks are those of
-configs/cifar10.py, trained for four epochs. The others have half their width
-and train for two epochs, so that a trial takes some minutes of one CPU core.
-Each point has three seeds where nothing else is said. The arguments:
+--config.data.name=folder --config.data.data_dir=DIR. "networks" trains those of
+configs/cifar10.py for four epochs. All other sweeps halve the width and train
+for two epochs, so that a trial takes some minutes of one CPU core. Each point
+has three seeds where nothing else is said. The arguments:
 
   networks      HaloNet with and without convolutions in its first stage, SASA,
                 ResNet and Slide, with about as many parameters
