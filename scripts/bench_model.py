@@ -46,7 +46,6 @@ PARTS = {"forward": "suppression", "train": "matching"}
 SETTINGS = ("task", "model", "image_size", "batch_size", "dtype", "fields")
 CLASSES = {"classification": 1000, "detection": 90}
 PEERS = {"classification": "timm", "detection": "torchvision"}
-OBJECTS = 20
 
 
 def main() -> None:
@@ -245,34 +244,7 @@ def configured(arguments):
     "optimizer": {},
   }
   config = config_lib.from_json(json.dumps(settings))
-  return config, task_of(config, CLASSES[arguments.task])
-
-
-def task_of(config, classes):
-  """Returns the task of a config whose data would have so many classes."""
-  from halonet.tasks.task import make_task
-
-  labels = [str(number) for number in range(classes)]
-  return make_task(config, {"labels": labels})
-
-
-def training(config, task):
-  """Returns our model, mesh, training step, its state and its batch."""
-  import jax
-
-  from halonet.parallel import batch_sharding, make_mesh
-  from halonet.training import config as config_lib
-  from halonet.training import optimizer as optimizer_lib
-  from halonet.training.state import make_init
-  from halonet.training.step import make_train_step
-
-  model = config_lib.create_model(config, task)
-  mesh = make_mesh(jax.devices()[:1])
-  optimizer = optimizer_lib.make_optimizer(config)
-  state = make_init(model, optimizer, config, mesh)(0)
-  given = jax.device_put(batch(config, task), batch_sharding(mesh))
-  train_step = make_train_step(model, task, optimizer, config, mesh)
-  return model, mesh, train_step, state, given
+  return config, benchmark.task_of(config, CLASSES[arguments.task])
 
 
 def run_jax(step, arguments, part=False):
@@ -282,7 +254,7 @@ def run_jax(step, arguments, part=False):
   from halonet.training.memory import peak_memory
 
   config, task = configured(arguments)
-  model, mesh, train_step, state, given = training(config, task)
+  model, mesh, train_step, state, given = benchmark.training(config, task)
   variables = state.variables
 
   @jax.jit
@@ -326,7 +298,7 @@ def run_torch(step, arguments):
   cuda = torch.cuda.is_available()
   device = torch.device("cuda" if cuda else "cpu")
   layout = torch.channels_last if cuda else torch.contiguous_format
-  arrays = batch(*configured(arguments))
+  arrays = benchmark.batch(*configured(arguments))
   given = {k: torch.tensor(v).to(device) for k, v in arrays.items()}
   if arguments.task == "detection":
     from torchvision.models.detection import retinanet_resnet50_fpn
@@ -339,8 +311,10 @@ def run_torch(step, arguments):
       max_size=arguments.image_size,
       size_divisible=1,
     )
-    boxes = given["boxes"][:, :OBJECTS, [1, 0, 3, 2]]
-    pairs = zip(boxes, given["labels"][:, :OBJECTS].long(), strict=True)
+    boxes = given["boxes"][:, : benchmark.OBJECTS, [1, 0, 3, 2]]
+    pairs = zip(
+      boxes, given["labels"][:, : benchmark.OBJECTS].long(), strict=True
+    )
     targets = [[{"boxes": one, "labels": other} for one, other in pairs]]
   else:
     import timm
@@ -382,32 +356,6 @@ def run_torch(step, arguments):
 
   name = torch.cuda.get_device_name() if cuda else "cpu"
   return (forward if step == "forward" else train), name, memory
-
-
-def batch(config, task):
-  """Returns a batch with all that the steps of its task take, at random."""
-  import numpy as np
-
-  generator, classes = np.random.default_rng(0), len(task.metadata["labels"])
-  count, size = config.batch_size, config.data.image_size
-  shape = (count, size, size, 3)
-  given = {"image": generator.standard_normal(shape, np.float32)}
-  if config.task == "classification":
-    labels = generator.integers(classes, size=count)
-    return given | {"label": labels.astype(np.int32)}
-  most = config.data.max_objects
-  boxes = np.zeros((count, most, 4), np.float32)
-  corners = np.sort(generator.uniform(0, size, (count, OBJECTS, 2, 2)), axis=2)
-  boxes[:, :OBJECTS] = corners.reshape(count, OBJECTS, 4)
-  labels = np.full((count, most), -1, np.int32)
-  labels[:, :OBJECTS] = generator.integers(classes, size=(count, OBJECTS))
-  return given | {
-    "boxes": boxes,
-    "labels": labels,
-    "objects": np.full(count, OBJECTS, np.int32),
-    "content": np.full((count, 2), size, np.float32),
-    "to_source": np.ones((count, 4), np.float32),
-  }
 
 
 if __name__ == "__main__":

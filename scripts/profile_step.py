@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 
-import bench_model
+import benchmark
 import jax
 
 from halonet import command, fields
@@ -55,7 +55,7 @@ def main() -> None:
     arguments.config, [f"{field}={text}" for field, text in changes.items()]
   )
   config = config_lib.in_steps(config, 10**6)  # Rates do not matter here.
-  task = bench_model.task_of(config, arguments.classes)
+  task = benchmark.task_of(config, arguments.classes)
   print(
     f"{config.model.name}, {config.data.image_size} pixels, batches of"
     f" {config.batch_size}: compiling",
@@ -75,7 +75,7 @@ def main() -> None:
 
 def measure(config, task, rounds: int) -> tuple[float, dict[str, float]]:
   """Runs the step; returns its seconds, and those of threads in each part."""
-  *_, train_step, state, given = bench_model.training(config, task)
+  *_, train_step, state, given = benchmark.training(config, task)
   program = train_step.lower(state, given).compile()
   names = {
     instruction.name: instruction.op_name
@@ -94,7 +94,7 @@ def measure(config, task, rounds: int) -> tuple[float, dict[str, float]]:
     trace = jax.profiler.ProfileData.from_file(str(file))
   threads = collections.Counter()
   with warnings.catch_warnings():
-    # That of a type of JAX without __module__, which Python 3.13 deprecates.
+    # Python 3.13 deprecates a type without __module__; JAX has one.
     warnings.simplefilter("ignore", DeprecationWarning)
     lines = [line for plane in trace.planes for line in plane.lines]
     for event in itertools.chain.from_iterable(x.events for x in lines):

@@ -44,11 +44,10 @@ def effects(trials: Sequence[TrialRecord]) -> list[Effect]:
     if record.status == DONE
   }
   found = []
-  for field in trials[0].values if trials else ():
+  for field in dict(next(iter(done), ())):
     if field == "seed":
       continue
-    values = dict.fromkeys(dict(key)[field] for key in done)
-    first, *others = values or (None,)
+    first, *others = dict.fromkeys(dict(key)[field] for key in done)
     for value in others:
       pairs = [
         (figure, done.get(tuple((dict(key) | {field: first}).items())))

@@ -41,6 +41,20 @@ def done(block, halo, seed, accuracy, **more):
   )
 
 
+@pytest.mark.parametrize(
+  "field, text, cell",
+  [
+    ("model.operators", "('conv', 'halo')", "conv, halo"),
+    ("model.operators", "('halo',)", "halo"),
+    ("model.block_size", "4", "4"),
+    ("model.position", "none", "none"),
+    ("base", "configs/cifar10.py:sasa", "cifar10:sasa"),
+  ],
+)
+def test_a_value_is_shown_without_brackets_and_folders(field, text, cell):
+  assert table.shown(field, text) == cell
+
+
 def test_effects_of_a_random_grid_are_those_of_arrays():
   random = np.random.default_rng(0)
   figure = random.normal(size=(3, 4, 9))  # block, halo, seed
