@@ -158,14 +158,16 @@ def test_a_step(source, overrides, fast):
 
 def test_networks_for_small_photographs_have_their_parameters(fast):
   counts = {}
-  for variant in ("", "attention", "sasa", "resnet", "slide"):
+  for variant in ("", "small", "attention", "sasa", "resnet", "slide"):
     model = config_lib.load_config(f"configs/cifar10.py:{variant}").model
     arguments = model.to_dict() | {"num_classes": 10}
     network = create_model(arguments.pop("name"), **arguments)
     image = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
     counts[variant] = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-  assert list(counts.values()) == [343_402, 331_402, 331_018, 332_578, 327_526]
+  assert list(counts.values()) == [
+    *(343_402, 88_282, 85_498, 85_114, 84_646, 88_996)
+  ]
   text = MODULES["configs/cifar10.py"].__doc__
   assert all(f"{count:,}" in text for count in counts.values())
 

@@ -4,9 +4,9 @@ r"""The papers' questions in small, on CIFAR-10.
     --workdir=runs/cifar10_window
 
 TFDS downloads the images. For those of a folder add
---config.data.name=folder --config.data.data_dir=DIR. "networks" trains those of
-configs/cifar10.py for four epochs. All other sweeps halve the width and train
-for two epochs, so that a trial takes some minutes of one CPU core. Each point
+--config.data.name=folder --config.data.data_dir=DIR. The networks are the
+small ones of configs/cifar10.py. "networks" trains for four epochs and all
+others for two, so that a trial takes some minutes of one CPU core. Each point
 has three seeds where nothing else is said. The arguments:
 
   networks      HaloNet with and without convolutions in its first stage, SASA,
@@ -26,17 +26,7 @@ docs/evidence.md has what came out, and what is not yet run.
 
 from typing import Any
 
-_CIFAR10 = "configs/cifar10.py"
-_ATTENTION = "configs/cifar10.py:attention"
-_RESNET = "configs/cifar10.py:resnet"
-_SHORT = {
-  "steps": "2 epochs",
-  "eval_every": "2 epochs",
-  "model.base_width": 16,
-  "model.heads": (1, 2, 4),
-}
-_SHORT_RESNET = _SHORT | {"model.base_width": 12}
-del _SHORT_RESNET["model.heads"]
+_SHORT = {"steps": "2 epochs", "eval_every": "2 epochs"}
 _COMPONENTS = {
   "label_smoothing": (0.0, 0.1),
   "data.randaugment_layers": (0, 2),
@@ -45,11 +35,11 @@ _COMPONENTS = {
 }
 _SWEEPS = {
   "networks": dict(
-    base=(
-      *(_CIFAR10, _ATTENTION, f"{_CIFAR10}:sasa", _RESNET),
-      f"{_CIFAR10}:slide",
+    base=tuple(
+      f"configs/cifar10.py:{network}"
+      for network in ("small", "attention", "sasa", "resnet", "slide")
     ),
-    set={"steps": "4 epochs"},
+    set={},
   ),
   "window": dict(
     grid={"model.block_size": (2, 4, 8), "model.halo_size": (0, 1, 2)}
@@ -70,7 +60,7 @@ _SWEEPS = {
   ),
   "components": dict(grid=_COMPONENTS, seeds=(0,)),
   "components_resnet": dict(
-    base=_RESNET, set=_SHORT_RESNET, grid=_COMPONENTS, seeds=(0,)
+    base="configs/cifar10.py:resnet", grid=_COMPONENTS, seeds=(0,)
   ),
 }
 VARIANTS = tuple(_SWEEPS)
@@ -79,5 +69,6 @@ VARIANTS = tuple(_SWEEPS)
 def get_config(variant: str = "window") -> dict[str, Any]:
   if variant not in _SWEEPS:
     raise ValueError(f"{variant!r} is none of {', '.join(VARIANTS)}")
-  common = dict(base=_ATTENTION, set=_SHORT, grid={}, seeds=(0, 1, 2))
+  attention = "configs/cifar10.py:attention"
+  common = dict(base=attention, set=_SHORT, grid={}, seeds=(0, 1, 2))
   return common | _SWEEPS[variant]
