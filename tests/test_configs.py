@@ -166,7 +166,7 @@ def test_networks_for_small_photographs_have_their_parameters(fast):
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
     counts[variant] = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   assert list(counts.values()) == [
-    *(343_402, 88_282, 85_498, 85_114, 84_646, 88_996)
+    *(222_202, 88_282, 85_498, 85_114, 84_646, 88_996)
   ]
   text = MODULES["configs/cifar10.py"].__doc__
   assert all(f"{count:,}" in text for count in counts.values())
