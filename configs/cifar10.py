@@ -5,7 +5,8 @@ r"""HaloNet, and the networks beside it, on the photographs of CIFAR-10.
 trains a HaloNet of 222,202 parameters for ten epochs, on 50,000 images of 32×32
 pixels. Two of its three stages have convolutions, as in table 4 of the paper.
 TFDS downloads the images (170 MB). Test accuracy, of 10,000 images: 0.7955 and
-0.7881 with seeds 0 and 1, in 22 minutes of two slow CPU cores.
+0.7881 with seeds 0 and 1, each in 40 minutes of one slow CPU core. By the time
+of a step, two such cores need 22 minutes.
 
   scripts/train.sh --config=configs/cifar10.py:folder \
     --workdir=runs/cifar10 --config.data.data_dir=DIR

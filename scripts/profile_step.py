@@ -94,7 +94,7 @@ def measure(config, task, rounds: int) -> tuple[float, dict[str, float]]:
     trace = jax.profiler.ProfileData.from_file(str(file))
   threads = collections.Counter()
   with warnings.catch_warnings():
-    # Python 3.13 deprecates a type without __module__; JAX has one.
+    # Python 3.13 deprecates types without __module__; JAX has such a type.
     warnings.simplefilter("ignore", DeprecationWarning)
     lines = [line for plane in trace.planes for line in plane.lines]
     for event in itertools.chain.from_iterable(x.events for x in lines):
