@@ -6,8 +6,9 @@ r"""The papers' questions in small, on CIFAR-10.
 TFDS downloads the images. For those of a folder add
 --config.data.name=folder --config.data.data_dir=DIR. The networks are those
 of configs/cifar10.py that have 84,646 to 88,996 parameters. "networks" trains
-for four epochs and all others for two, so that a trial takes some minutes of one
-CPU core. Each point has three seeds where nothing else is said. The arguments:
+for four epochs and all others for two, so that a trial takes some minutes of
+one CPU core. Each point has three seeds where nothing else is said. The
+arguments:
 
   networks      HaloNet with and without convolutions in its first stage, SASA,
                 ResNet and Slide, with about as many parameters
